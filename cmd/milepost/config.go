@@ -1,0 +1,172 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/milepost/milepost/internal/conf"
+)
+
+// Config is milepost.yaml. Every key's default and reason stand beside it; docs/configuration.md is generated from here.
+type Config struct {
+	Data    string                  `yaml:"data" doc:"directory of everything durable: log, state, Parquet. Default: the user's cache directory"`
+	HTTP    HTTPConfig              `yaml:"http" doc:"the HTTP door, the API and the dashboard"`
+	MQTT    MQTTConfig              `yaml:"mqtt" doc:"the MQTT door"`
+	Limits  LimitsConfig            `yaml:"limits" doc:"what one device, one message and all together may take; beyond it they are asked to wait"`
+	Stream  StreamConfig            `yaml:"stream" doc:"the log of readings"`
+	Archive ArchiveConfig           `yaml:"archive" doc:"Parquet"`
+	SQL     SQLConfig               `yaml:"sql" doc:"limits of one query"`
+	Fleet   FleetConfig             `yaml:"fleet" doc:"live state"`
+	Signals map[string]SignalConfig `yaml:"signals" doc:"further signals by name, or a well-known one redefined"`
+	Rules   RulesConfig             `yaml:"rules" doc:"when to alert; see docs/alerts.md"`
+	Alerts  AlertsConfig            `yaml:"alerts" doc:"whom to tell"`
+	Map     MapConfig               `yaml:"map" doc:"the dashboard's base map"`
+	Log     LogConfig               `yaml:"log" doc:"what the program says of itself"`
+}
+
+// HTTPConfig is the HTTP door.
+type HTTPConfig struct {
+	Listen string `yaml:"listen" default:"127.0.0.1:8080" doc:"address; loopback until you say otherwise, because there is no log-in yet: put a proxy with authentication before it"`
+	Token  string `yaml:"token" doc:"bearer token that publishers must send to POST /v1/readings; empty: none needed"`
+	Pprof  bool   `yaml:"pprof" doc:"serve Go profiles at /debug/pprof/"`
+}
+
+// MQTTConfig is the MQTT door.
+type MQTTConfig struct {
+	Listen         string            `yaml:"listen" default:"127.0.0.1:1883" doc:"address of plain MQTT; empty: none"`
+	TLS            TLSConfig         `yaml:"tls" doc:"MQTT over TLS, when a certificate is given"`
+	Topics         []string          `yaml:"topics" default:"[\"fleet/{vehicle}/telemetry\"]" doc:"topics that carry readings; {vehicle} stands for the vehicle id"`
+	Users          map[string]string `yaml:"users" doc:"user names and passwords; empty: anonymous publishers are let in"`
+	MaxConnections int               `yaml:"max_connections" default:"50000" doc:"connections at one time"`
+}
+
+// TLSConfig is a listener with a certificate.
+type TLSConfig struct {
+	Listen string `yaml:"listen" default:"127.0.0.1:8883" doc:"address; used only with a certificate"`
+	Cert   string `yaml:"cert" doc:"PEM file with the certificate chain"`
+	Key    string `yaml:"key" doc:"PEM file with the private key"`
+}
+
+// LimitsConfig bounds admission.
+type LimitsConfig struct {
+	Message  conf.Bytes `yaml:"message" default:"256KiB" doc:"one reading"`
+	Body     conf.Bytes `yaml:"body" default:"10MiB" doc:"one HTTP body, unpacked"`
+	Rate     float64    `yaml:"rate_per_device" default:"200" doc:"readings a second of one vehicle, lasting; 0: no limit"`
+	Burst    int        `yaml:"burst_per_device" default:"20000" doc:"readings at once of one vehicle: a backlog after a tunnel is let in"`
+	InFlight conf.Bytes `yaml:"in_flight" default:"64MiB" doc:"bytes being stored at one time, all doors together"`
+}
+
+// StreamConfig is the log of readings.
+type StreamConfig struct {
+	Shards         int           `yaml:"shards" default:"4" doc:"shards at creation; split and merge change them later"`
+	Retention      conf.Duration `yaml:"retention" default:"24h" doc:"how long readings can be replayed: 1h to 365d. The archive keeps them longer"`
+	RetentionBytes conf.Bytes    `yaml:"retention_bytes" default:"0" doc:"most bytes of log kept; 0: by age only"`
+	Segment        conf.Bytes    `yaml:"segment" default:"256MiB" doc:"size of one file of the log: the unit of retention"`
+	Reserve        conf.Bytes    `yaml:"reserve" default:"256MiB" doc:"free disk space below which publishing is refused, so that state and archive can still finish"`
+}
+
+// ArchiveConfig is the Parquet archive.
+type ArchiveConfig struct {
+	FlushRows int           `yaml:"flush_rows" default:"262144" doc:"rows of one shard in memory before they become a file"`
+	FlushAge  conf.Duration `yaml:"flush_age" default:"1m" doc:"longest that a row stays in memory only (the log has it)"`
+	Retention conf.Duration `yaml:"retention" default:"0s" doc:"how long whole event days are kept; 0: for ever"`
+	Compact   bool          `yaml:"compact" default:"true" doc:"merge small files into files sorted by vehicle and time"`
+}
+
+// SQLConfig bounds queries.
+type SQLConfig struct {
+	Threads    int           `yaml:"threads" default:"0" doc:"cores one query may take; 0: half of them"`
+	Memory     conf.Bytes    `yaml:"memory" default:"512MiB" doc:"memory of all queries together"`
+	Timeout    conf.Duration `yaml:"timeout" default:"30s" doc:"longest one query may run"`
+	Rows       int           `yaml:"rows" default:"100000" doc:"most rows of one result; a longer one is cut and says so"`
+	Concurrent int           `yaml:"concurrent" default:"4" doc:"queries at one time; others wait, then are told to come back"`
+}
+
+// FleetConfig is live state.
+type FleetConfig struct {
+	OfflineAfter conf.Duration `yaml:"offline_after" default:"10m" doc:"silence after which the dashboard shows a vehicle as offline"`
+	Commit       conf.Duration `yaml:"commit" default:"100ms" doc:"state is written this often; an alert writes it at once"`
+}
+
+// SignalConfig describes a signal.
+type SignalConfig struct {
+	Unit string   `yaml:"unit" doc:"as shown to people, for instance °C"`
+	Min  *float64 `yaml:"min" doc:"smallest plausible value; a smaller one is archived but judges nothing"`
+	Max  *float64 `yaml:"max" doc:"largest plausible value"`
+}
+
+// MapConfig is the dashboard's map.
+type MapConfig struct {
+	Tiles       string `yaml:"tiles" doc:"URL of raster tiles with {z}/{x}/{y}, or of a .pmtiles file; empty: the map in the binary"`
+	Attribution string `yaml:"attribution" doc:"whom the tiles credit"`
+}
+
+// LogConfig is the program's own log.
+type LogConfig struct {
+	Level  string `yaml:"level" default:"info" doc:"debug, info, warn or error"`
+	Format string `yaml:"format" default:"text" doc:"text or json"`
+}
+
+// Validate checks what types cannot say.
+func (c *Config) Validate() error {
+	var errs []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	hour := conf.Duration(time.Hour)
+	check(c.Stream.Retention >= hour && c.Stream.Retention <= 365*24*hour, "stream.retention is %s: write 1h to 365d", c.Stream.Retention)
+	check(c.Stream.Shards >= 1 && c.Stream.Shards <= 1024, "stream.shards is %d: write 1 to 1024", c.Stream.Shards)
+	check(c.Stream.Segment >= 1<<20, "stream.segment is %s: write at least 1MiB", c.Stream.Segment)
+	check(c.Archive.FlushRows >= 1000, "archive.flush_rows is %d: write at least 1000", c.Archive.FlushRows)
+	check(c.Archive.FlushAge >= conf.Duration(time.Second), "archive.flush_age is %s: write at least 1s", c.Archive.FlushAge)
+	check(c.Limits.Message >= 1024, "limits.message is %s: write at least 1KiB", c.Limits.Message)
+	check(c.Limits.Body >= c.Limits.Message, "limits.body is smaller than limits.message")
+	check(c.Limits.InFlight >= c.Limits.Body, "limits.in_flight is smaller than limits.body, so that a full body could never be stored")
+	check((c.MQTT.TLS.Cert == "") == (c.MQTT.TLS.Key == ""), "mqtt.tls needs both cert and key")
+	for _, a := range []struct{ key, addr string }{{"http.listen", c.HTTP.Listen}, {"mqtt.listen", c.MQTT.Listen}, {"mqtt.tls.listen", c.MQTT.TLS.Listen}} {
+		if a.addr != "" {
+			_, _, err := net.SplitHostPort(a.addr)
+			check(err == nil, "%s is %q: write host:port, for instance 127.0.0.1:8080", a.key, a.addr)
+		}
+	}
+	for _, t := range c.MQTT.Topics {
+		check(strings.Count(t, "{vehicle}") == 1, "mqtt.topics: %q needs {vehicle} once", t)
+	}
+	switch c.Log.Level {
+	case "debug", "info", "warn", "error":
+	default:
+		check(false, "log.level is %q: write debug, info, warn or error", c.Log.Level)
+	}
+	check(c.Log.Format == "text" || c.Log.Format == "json", "log.format is %q: write text or json", c.Log.Format)
+	return errors.Join(errs...)
+}
+
+// loadConfig reads a file, or only defaults when path is "".
+func loadConfig(path string) (*Config, error) {
+	var data []byte
+	if path != "" {
+		var err error
+		if data, err = os.ReadFile(path); err != nil {
+			return nil, fmt.Errorf("read configuration: %w", err)
+		}
+	}
+	var c Config
+	if err := conf.Load(data, &c); err != nil {
+		return nil, fmt.Errorf("%s:\n%w", path, err)
+	}
+	if c.Data == "" {
+		dir, err := os.UserCacheDir()
+		if err != nil {
+			return nil, fmt.Errorf("no data directory: set data: in the configuration (%w)", err)
+		}
+		c.Data = filepath.Join(dir, "milepost")
+	}
+	return &c, nil
+}

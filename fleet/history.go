@@ -1,0 +1,141 @@
+package fleet
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/milepost/milepost/state"
+	"github.com/milepost/milepost/stream"
+	"github.com/milepost/milepost/telemetry"
+)
+
+// EachDaily calls fn with the committed figures of every vehicle and day in [from, to) days since 1970, oldest day first, until
+// it returns false. They lag behind the log by at most a commit interval.
+func (f *Fleet) EachDaily(ctx context.Context, from, to int32, fn func(Daily) bool) error {
+	return f.cfg.Store.View(ctx, func(r state.Reader) error {
+		return r.Scan(kpiKey(nil, from, ""), kpiKey(nil, to, ""), func(k, b []byte) error {
+			d, err := decodeDaily(b)
+			if err != nil {
+				return fmt.Errorf("daily figures %q: %w", k, err)
+			}
+			k = k[len(kpiPrefix):]
+			day := int32(binary.BigEndian.Uint32(k) ^ 1<<31) //nolint:gosec // orderedDay's inverse
+			if !fn(d.publish(day, string(k[4:]))) {
+				return state.ErrStop
+			}
+			return nil
+		})
+	})
+}
+
+// Expire forgets sightings that were written more than seenDays before now, and returns how many chunks went.
+func (f *Fleet) Expire(ctx context.Context, now time.Time) (int, error) {
+	const perTx = 10_000
+	total := 0
+	for {
+		n := 0
+		err := f.cfg.Store.Update(ctx, func(tx state.Tx) error {
+			n = 0
+			from := []byte(expiryPrefix)
+			to := binary.BigEndian.AppendUint32([]byte(expiryPrefix), orderedDay(dayOf(now.UnixMilli())-seenDays))
+			var keys [][]byte
+			err := tx.Scan(from, to, func(k, _ []byte) error {
+				keys = append(keys, append([]byte(nil), k...))
+				if len(keys) == perTx {
+					return state.ErrStop
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			for _, k := range keys {
+				if err := tx.Delete(k); err != nil {
+					return err
+				}
+				if err := tx.Delete(append([]byte(seenPrefix), k[len(expiryPrefix)+4:]...)); err != nil {
+					return err
+				}
+			}
+			n = len(keys)
+			return nil
+		})
+		total += n
+		if err != nil || n < perTx {
+			return total, err
+		}
+	}
+}
+
+// Rebuild gives Rows what a crash took from memory: the accepted readings of one shard after the archive's position and up to
+// the fleet's checkpoint. The fold does not see them again, and whether one was a duplicate cannot be told any more (it has
+// been seen: by itself), so each step left the positions that it did not accept. It returns how many rows came back.
+func (f *Fleet) Rebuild(ctx context.Context, shard stream.ShardID, after stream.Position) (int, error) {
+	upTo, err := f.cfg.Store.Checkpoint(ctx, FuncName, shard, 0)
+	if err != nil || upTo <= after {
+		return 0, err
+	}
+	dropped, err := f.droppedBetween(ctx, shard, after, upTo)
+	if err != nil {
+		return 0, err
+	}
+	rd, err := f.cfg.Source.Read(ctx, shard, after)
+	if err != nil {
+		return 0, err
+	}
+	defer rd.Close() //nolint:errcheck // a reader writes nothing
+	d := telemetry.NewDecoder(f.cfg.Catalog)
+	var r telemetry.Reading
+	rows := 0
+	for last := after; last < upTo; {
+		recs, err := rd.Next(ctx, 4096)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return rows, fmt.Errorf("rebuild live tail of %s: %w", shard, err)
+		}
+		for i := range recs {
+			if recs[i].Pos > upTo {
+				last = recs[i].Pos
+				break
+			}
+			last = clonePos(recs[i].Pos)
+			if _, no := dropped[last]; no {
+				continue
+			}
+			if err := decode(d, &recs[i], &r); err != nil {
+				return rows, fmt.Errorf("rebuild live tail of %s at %s: fleet: bug: accepted once and refused now: %w", shard, last, err)
+			}
+			f.cfg.Rows.Add(shard, recs[i].Pos, &r)
+			rows++
+		}
+	}
+	f.cfg.Rows.Advance(shard, upTo)
+	return rows, nil
+}
+
+func (f *Fleet) droppedBetween(ctx context.Context, shard stream.ShardID, after, upTo stream.Position) (map[stream.Position]struct{}, error) {
+	dropped := map[stream.Position]struct{}{}
+	err := f.cfg.Store.View(ctx, func(r state.Reader) error {
+		from := droppedKey(nil, shard, after)
+		to := append(droppedKey(nil, shard, upTo), 0)
+		return r.Scan(from, to, func(_, v []byte) error {
+			return decodeDropped(v, func(p stream.Position) {
+				if p > after {
+					dropped[p] = struct{}{}
+				}
+			})
+		})
+	})
+	return dropped, err
+}
+
+// ForgetDropped removes what Rebuild needs up to a position, in the step that moves the archive's checkpoint there.
+func ForgetDropped(tx state.Tx, shard stream.ShardID, upTo stream.Position) error {
+	return tx.DeleteRange(droppedKey(nil, shard, ""), append(droppedKey(nil, shard, upTo), 0))
+}

@@ -1,0 +1,177 @@
+package fleet
+
+import (
+	"encoding/binary"
+	"math"
+	"strings"
+	"sync/atomic"
+
+	"github.com/milepost/milepost/process/rule"
+	"github.com/milepost/milepost/telemetry"
+)
+
+// A vehicle is the hot state of one vehicle. The lane that owns its key writes it, under the lane's lock.
+type vehicle struct {
+	id    string
+	index uint32               // in the live feed; stable in this process only
+	lane  atomic.Pointer[lane] // who writes it; nil: nobody. Set under the directory's cold lock, cleared under the lane's
+
+	newest    int64 // event time of its newest reading; 0 before the first
+	arrival   int64 // of the last message, late and duplicate ones included
+	interval  int64 // between messages, ms, smoothed; 0 unknown
+	lat, lon  float64
+	placeTime int64 // 0: never had a place
+	status    string
+	statusAt  int64
+	readings  uint64
+	values    rule.Values // current signals, each with its own time
+
+	open    []sighting // accepted and not yet sealed, in arrival order
+	sealSeq uint32
+
+	day  int32 // of today
+	kpi  *daily
+	more map[int32]*daily // other days that late readings touched since the last flush
+
+	rules  []rule.State
+	bound  *rule.Bound
+	firing []string // names of firing rules, worst first
+	worst  string   // severity of the worst of them
+
+	lastConn  Connectivity // as the live feed was last told
+	dirty     bool         // differs from the store
+	liveDirty bool         // differs from what the live feed has seen
+}
+
+const vehicleVersion = 1
+
+// encode writes everything of a vehicle that the log alone does not bring back cheaply. Layout: version, times, place, status,
+// counters, signals by name, open sightings, rule state. Signals go by name because IDs live only as long as a process.
+func (v *vehicle) encode(buf []byte, cat *telemetry.Catalog, set *rule.Set) []byte {
+	buf = append(buf[:0], vehicleVersion)
+	buf = binary.AppendVarint(buf, v.newest)
+	buf = binary.AppendVarint(buf, v.arrival)
+	buf = binary.AppendVarint(buf, v.interval)
+	buf = binary.AppendVarint(buf, v.placeTime)
+	buf = binary.LittleEndian.AppendUint64(buf, math.Float64bits(v.lat))
+	buf = binary.LittleEndian.AppendUint64(buf, math.Float64bits(v.lon))
+	buf = binary.AppendVarint(buf, v.statusAt)
+	buf = appendBytes(buf, v.status)
+	buf = binary.AppendUvarint(buf, v.readings)
+	buf = binary.AppendUvarint(buf, uint64(v.sealSeq))
+	n := 0
+	for _, t := range v.values.T {
+		if t != 0 {
+			n++
+		}
+	}
+	buf = binary.AppendUvarint(buf, uint64(n))
+	for id, t := range v.values.T {
+		if t == 0 {
+			continue
+		}
+		buf = appendBytes(buf, cat.Def(telemetry.SignalID(id)).Name) //nolint:gosec // bounded by MaxSignals
+		buf = binary.AppendVarint(buf, v.newest-t)
+		buf = binary.LittleEndian.AppendUint64(buf, math.Float64bits(v.values.V[id]))
+	}
+	buf = appendSightings(buf, v.open)
+	return set.AppendState(buf, v.rules)
+}
+
+// decodeVehicle is encode's inverse. Signals whose names no longer fit the catalog are left out.
+func decodeVehicle(id string, b []byte, cat *telemetry.Catalog, set *rule.Set) (*vehicle, error) {
+	r := byteReader{b: b}
+	if r.byte() != vehicleVersion {
+		return nil, errCorrupt
+	}
+	v := &vehicle{id: strings.Clone(id)}
+	v.newest = r.varint()
+	v.arrival = r.varint()
+	v.interval = r.varint()
+	v.placeTime = r.varint()
+	v.lat = r.float()
+	v.lon = r.float()
+	v.statusAt = r.varint()
+	v.status = string(r.bytes())
+	v.readings = r.uvarint()
+	v.sealSeq = uint32(r.uvarint()) //nolint:gosec // written from a uint32
+	for range r.uvarint() {
+		name := r.bytes()
+		at, value := v.newest-r.varint(), r.float()
+		if r.err != nil {
+			return nil, r.err
+		}
+		if id, ok := cat.Intern(string(name)); ok {
+			v.set(id, value, at)
+		}
+	}
+	v.open = readSightings(&r, make([]sighting, 0, openMax))
+	if r.err != nil {
+		return nil, r.err
+	}
+	v.bound = set.Bind(v.id)
+	var err error
+	if v.rules, err = set.DecodeState(r.b); err != nil {
+		return nil, err
+	}
+	v.refreshFiring(set)
+	return v, nil
+}
+
+// set stores a signal's value if it is not older than the one it has.
+func (v *vehicle) set(id telemetry.SignalID, value float64, at int64) bool {
+	for int(id) >= len(v.values.T) {
+		v.values.T = append(v.values.T, 0)
+		v.values.V = append(v.values.V, 0)
+	}
+	if at < v.values.T[id] {
+		return false
+	}
+	v.values.T[id], v.values.V[id] = at, value
+	return true
+}
+
+// refreshFiring derives from the rule states which rules fire and how bad the worst is.
+func (v *vehicle) refreshFiring(set *rule.Set) {
+	v.firing, v.worst = v.firing[:0], ""
+	for i := range v.rules {
+		if !v.rules[i].Firing() {
+			continue
+		}
+		spec := set.Spec(i)
+		v.firing = append(v.firing, spec.Name)
+		if severityRank(spec.Severity) > severityRank(v.worst) {
+			v.worst = spec.Severity
+		}
+	}
+}
+
+func severityRank(s string) int {
+	switch s {
+	case "critical":
+		return 3
+	case "warning":
+		return 2
+	case "info":
+		return 1
+	}
+	return 0
+}
+
+// publish returns a snapshot that the caller may keep.
+func (v *vehicle) publish(cat *telemetry.Catalog, conn Connectivity) Vehicle {
+	p := Vehicle{
+		ID: v.id, Connectivity: conn, EventTime: v.newest, ArrivalTime: v.arrival,
+		HasPlace: v.placeTime != 0, Lat: v.lat, Lon: v.lon, PlaceTime: v.placeTime,
+		Status: v.status, Readings: v.readings, Severity: v.worst,
+		Firing: append([]string(nil), v.firing...),
+	}
+	for id, t := range v.values.T {
+		if t == 0 {
+			continue
+		}
+		d := cat.Def(telemetry.SignalID(id)) //nolint:gosec // bounded by MaxSignals
+		p.Signals = append(p.Signals, SignalValue{Name: d.Name, Unit: d.Unit, Value: v.values.V[id], Time: t})
+	}
+	return p
+}

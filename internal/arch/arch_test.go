@@ -1,0 +1,131 @@
+// Package arch holds the import rules of the tree (test only). Data flows down ARCHITECTURE.md's list of rooms and imports go up
+// it; a new package needs a line here.
+package arch
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/milepost/milepost/"
+
+// rooms lists, for every package, the packages of this module that it may import in its non-test files. Leaves of internal/ may
+// be imported by all. cmd/milepost wires everything and may import anything.
+var rooms = map[string]string{
+	"telemetry":         "",
+	"stream":            "",
+	"stream/seglog":     "stream",
+	"stream/streamtest": "stream",
+	"state":             "stream",
+	"state/local":       "state stream",
+	"state/statetest":   "state stream",
+	"ingest":            "stream telemetry",
+	"ingest/httpapi":    "ingest stream telemetry",
+	"ingest/mqtt":       "ingest stream telemetry",
+	"process":           "state stream",
+	"process/rule":      "telemetry",
+	"alert":             "process/rule state stream telemetry",
+	"archive":           "state stream telemetry",
+	"fleet":             "alert process process/rule state stream telemetry",
+	"query":             "",
+	"query/duckdb":      "archive query telemetry",
+	"web":               "alert fleet query telemetry stream",
+	"web/basemap":       "",
+	"sim":               "telemetry",
+	"replay":            "sim telemetry",
+	"internal/conf":     "",
+	"internal/vfs":      "",
+}
+
+// heavy dependencies are confined to one room each.
+var heavy = map[string]string{
+	"github.com/cockroachdb/pebble/v2":             "state/local",
+	"github.com/cockroachdb/pebble/v2/vfs":         "internal/vfs",
+	"github.com/duckdb/duckdb-go/v2":               "query/duckdb",
+	"github.com/parquet-go/parquet-go":             "archive",
+	"github.com/apache/arrow-go/v18":               "query/duckdb",
+	"cel.dev/cel-go":                               "process/rule",
+	"github.com/mochi-mqtt/server/v2":              "ingest/mqtt",
+	"github.com/wneessen/go-mail":                  "alert",
+	"go.yaml.in/yaml/v3":                           "internal/conf",
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs": "internal/vfs",
+}
+
+func TestImports(t *testing.T) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if n := d.Name(); path != root && (strings.HasPrefix(n, ".") || n == "testdata" || n == "node_modules") {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		rel, err := filepath.Rel(root, filepath.Dir(path))
+		if err != nil {
+			return err
+		}
+		seen++
+		check(t, filepath.ToSlash(rel), path)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if seen < 20 {
+		t.Errorf("read %d files under %s: the walk is broken", seen, root)
+	}
+}
+
+func check(t *testing.T, pkg, path string) {
+	// The files are parsed here rather than by a shelled-out go list, whose inputs the test cache does not see.
+	file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	wires := pkg == "cmd" || strings.HasPrefix(pkg, "cmd/")
+	allowed, known := rooms[pkg]
+	if !known && !wires {
+		t.Errorf("%s: package %s has no line in internal/arch", path, pkg)
+		return
+	}
+	for _, imp := range file.Imports {
+		p := strings.Trim(imp.Path.Value, `"`)
+		if own, ok := strings.CutPrefix(p, module); ok {
+			if !wires && !strings.HasPrefix(own, "internal/") && !slices.Contains(strings.Fields(allowed), own) {
+				t.Errorf("%s: %s may not import %s", path, pkg, own)
+			}
+			continue
+		}
+		for dep, room := range heavy {
+			if (p == dep || strings.HasPrefix(p, dep+"/")) && pkg != room && !moreSpecific(p, dep, pkg) {
+				t.Errorf("%s: %s belongs in %s alone", path, p, room)
+			}
+		}
+	}
+}
+
+// moreSpecific tells whether another line of heavy, with a longer path, gives p to pkg.
+func moreSpecific(p, dep, pkg string) bool {
+	for d, room := range heavy {
+		if len(d) > len(dep) && room == pkg && (p == d || strings.HasPrefix(p, d+"/")) {
+			return true
+		}
+	}
+	return false
+}
