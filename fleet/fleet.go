@@ -192,12 +192,12 @@ func (f *Fleet) Vehicle(id string) (Vehicle, bool) {
 	return p, ok
 }
 
-// Each calls fn with every vehicle, in no order, until it returns false. What it gets may be kept.
-func (f *Fleet) Each(fn func(Vehicle) bool) {
+// Vehicles calls fn with every vehicle, in no order, until it returns false. What it gets may be kept; no lock is held meanwhile.
+func (f *Fleet) Vehicles(fn func(*Vehicle) bool) {
 	now := time.Now().UnixMilli()
 	for _, id := range f.directory.ids() {
 		var p Vehicle
-		if f.directory.with(id, func(v *vehicle) { p = v.publish(f.cfg.Catalog, f.connectivity(v, now)) }) && !fn(p) {
+		if f.directory.with(id, func(v *vehicle) { p = v.publish(f.cfg.Catalog, f.connectivity(v, now)) }) && !fn(&p) {
 			return
 		}
 	}
