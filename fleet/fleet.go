@@ -134,6 +134,7 @@ func (f *Fleet) Lane(shard stream.ShardID, _ int) process.Fold {
 	}
 	for i := range shards {
 		if shards[i].ID == shard {
+			l.ours = shards[i]
 			l.mu.Lock()
 			for _, v := range f.directory.unowned(&shards[i]) {
 				l.own(v)

@@ -110,8 +110,8 @@ func decodeVehicle(id string, b []byte, cat *telemetry.Catalog, set *rule.Set) (
 		return nil, r.err
 	}
 	v.bound = set.Bind(v.id)
-	var err error
-	if v.rules, err = set.DecodeState(r.b); err != nil {
+	v.rules = make([]rule.State, set.Len())
+	if _, err := set.DecodeState(r.b, v.rules); err != nil {
 		return nil, err
 	}
 	v.refreshFiring(set)
@@ -135,7 +135,7 @@ func (v *vehicle) set(id telemetry.SignalID, value float64, at int64) bool {
 func (v *vehicle) refreshFiring(set *rule.Set) {
 	v.firing, v.worst = v.firing[:0], ""
 	for i := range v.rules {
-		if !v.rules[i].Firing() {
+		if v.rules[i].Phase != rule.Firing {
 			continue
 		}
 		spec := set.Spec(i)

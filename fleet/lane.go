@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +22,7 @@ import (
 type lane struct {
 	f       *Fleet
 	shard   stream.ShardID
+	ours    stream.Shard // its hash range
 	decoder *telemetry.Decoder
 	reading telemetry.Reading
 
@@ -71,6 +73,11 @@ func (l *lane) fold(r state.Reader, rec *stream.Record) error {
 		l.reject(rec, err)
 		return nil
 	}
+	if rd.Vehicle != rec.Key && !l.ours.Contains(stream.KeyHash(rd.Vehicle)) {
+		// Two lanes would write one vehicle. The doors key by vehicle; whoever appends to the stream himself must too.
+		l.reject(rec, fmt.Errorf("vehicle %q came with partition key %q, which lies in another shard: use the vehicle id as the partition key", rd.Vehicle, rec.Key))
+		return nil
+	}
 	v, err := l.vehicle(r, rd.Vehicle)
 	if err != nil {
 		return err
@@ -86,6 +93,7 @@ func (l *lane) fold(r state.Reader, rec *stream.Record) error {
 	if dup {
 		l.counts.duplicates++
 		l.dropped = append(l.dropped, clonePos(rec.Pos))
+		l.judge(v, rule.Input{Time: rd.Time, Arrival: rd.Arrival}) // it says nothing new, but the vehicle is heard from
 		return nil
 	}
 	l.sight(v, s)
@@ -99,7 +107,7 @@ func (l *lane) fold(r state.Reader, rec *stream.Record) error {
 		return err
 	}
 	l.apply(v, rd)
-	l.judge(v, rd)
+	l.judge(v, rule.Input{Time: rd.Time, Arrival: rd.Arrival, Changed: rd.Signals, Status: rd.Status != ""})
 	l.f.cfg.Rows.Add(l.shard, rec.Pos, rd)
 	return nil
 }
@@ -146,7 +154,7 @@ func (l *lane) vehicle(r state.Reader, id string) (*vehicle, error) {
 			return nil, err
 		}
 	} else {
-		v = &vehicle{id: id, bound: l.f.cfg.Rules.Bind(id), rules: l.f.cfg.Rules.NewState()}
+		v = &vehicle{id: id, bound: l.f.cfg.Rules.Bind(id), rules: make([]rule.State, l.f.cfg.Rules.Len())}
 	}
 	l.own(v)
 	return v, nil
@@ -324,13 +332,10 @@ func (l *lane) apply(v *vehicle, rd *telemetry.Reading) {
 	v.newest = max(v.newest, rd.Time)
 }
 
-// judge lets the rules see a reading. An older one than the newest is history: it judges nothing (P9).
-func (l *lane) judge(v *vehicle, rd *telemetry.Reading) {
-	if rd.Flags&telemetry.FlagLate != 0 {
-		return
-	}
-	v.values.Status, v.values.StatusAt = v.status, v.statusAt
-	l.trans = v.bound.Eval(v.rules, &v.values, rule.Input{Time: rd.Time, Arrival: rd.Arrival, Signals: rd.Signals}, l.trans[:0])
+// judge lets the rules see a reading. They leave out by themselves what is older than what they have judged (P9).
+func (l *lane) judge(v *vehicle, in rule.Input) {
+	v.values.Status, v.values.StatusT = v.status, v.statusAt
+	l.trans = v.bound.Eval(v.rules, &v.values, in, l.trans[:0])
 	if len(l.trans) > 0 {
 		l.collect(v)
 	}

@@ -23,6 +23,11 @@ func (e *DecodeError) Error() string {
 	return s + e.Msg
 }
 
+// ErrNoVehicle: neither the payload nor its channel names a vehicle.
+//
+//nolint:gochecknoglobals // a sentinel
+var ErrNoVehicle error = &DecodeError{Field: "vehicle_id", Msg: "the payload names no vehicle: send vehicle_id, or publish to a topic that names one"}
+
 // A Decoder decodes readings. It may be used again and again, by one goroutine at a time.
 type Decoder struct {
 	cat *Catalog
@@ -405,7 +410,7 @@ func (p *object) finish() error {
 	r := p.r
 	switch {
 	case r.Vehicle == "" && p.vehicle == "":
-		return &DecodeError{Field: "vehicle_id", Msg: "the payload names no vehicle: send vehicle_id, or publish to a topic that names one"}
+		return ErrNoVehicle
 	case r.Vehicle == "":
 		r.Vehicle = p.vehicle
 	case p.vehicle == "":
