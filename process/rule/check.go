@@ -248,11 +248,15 @@ func (f *flattener) flat(e ast.Expr, code []instrSpec, depth int) ([]instrSpec, 
 	c := e.AsCall()
 	switch c.FunctionName() {
 	case operators.LogicalAnd, operators.LogicalOr:
-		op := opAnd
+		op, unless := opAnd, opUnlessNo
 		if c.FunctionName() == operators.LogicalOr {
-			op = opOr
+			op, unless = opOr, opUnlessYes
 		}
 		for i, a := range c.Args() {
+			at := len(code)
+			if i > 0 {
+				code = append(code, instrSpec{instr: instr{op: unless}})
+			}
 			var ok bool
 			// While the second operand runs, the first one's result is below it on the stack.
 			if code, ok = f.flat(a, code, depth+min(i, 1)); !ok {
@@ -260,6 +264,7 @@ func (f *flattener) flat(e ast.Expr, code []instrSpec, depth int) ([]instrSpec, 
 			}
 			if i > 0 {
 				code = append(code, instrSpec{instr: instr{op: op}})
+				code[at].skip = uint16(len(code) - at - 1) //nolint:gosec // bounded by maxExpression
 			}
 		}
 		return code, true

@@ -39,7 +39,7 @@ func (b *Bound) Eval(st []State, v *Values, in Input, out []Transition) []Transi
 		}
 		for m &^= b.disabled[w]; m != 0; m &= m - 1 {
 			i := w*64 + bits.TrailingZeros64(m)
-			out = b.judge(i, &st[i], v, in, out)
+			out = b.judge(i, &st[i], v, &in, out)
 		}
 	}
 	for _, i := range s.offline {
@@ -54,7 +54,7 @@ func (b *Bound) Eval(st []State, v *Values, in Input, out []Transition) []Transi
 }
 
 // judge moves one rule of kind condition.
-func (b *Bound) judge(i int, st *State, v *Values, in Input, out []Transition) []Transition {
+func (b *Bound) judge(i int, st *State, v *Values, in *Input, out []Transition) []Transition {
 	if in.Time < st.Last {
 		return out // P9: what came in between has been judged
 	}
@@ -92,7 +92,7 @@ func (b *Bound) judge(i int, st *State, v *Values, in Input, out []Transition) [
 	return b.fire(i, st, v, in, out)
 }
 
-func (b *Bound) fire(i int, st *State, v *Values, in Input, out []Transition) []Transition {
+func (b *Bound) fire(i int, st *State, v *Values, in *Input, out []Transition) []Transition {
 	r := &b.rules[i]
 	from := st.Phase
 	st.reopen(r)
@@ -111,7 +111,7 @@ func (st *State) reopen(r *bound) {
 	st.Incident, st.Reopened = st.Since, 0
 }
 
-func (b *Bound) judgeFiring(i int, st *State, v *Values, in Input, out []Transition) []Transition {
+func (b *Bound) judgeFiring(i int, st *State, v *Values, in *Input, out []Transition) []Transition {
 	r := &b.rules[i]
 	var clear truth
 	if r.negate {

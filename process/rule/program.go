@@ -42,6 +42,8 @@ const (
 	opAnd
 	opOr
 	opNot
+	opUnlessNo  // skip the second operand of && if the first is no
+	opUnlessYes // skip the second operand of || if the first is yes
 )
 
 // maxDepth bounds a flat program's stack; a deeper condition runs in cel-go.
@@ -51,6 +53,7 @@ type instr struct {
 	limit  float64 // comparisons: folded from constants and the vehicle's parameters
 	status string  // opStatus…
 	sig    telemetry.SignalID
+	skip   uint16 // opUnless…: how many instructions
 	op     opcode
 }
 
@@ -83,9 +86,17 @@ func (p *program) eval(v *Values, now, maxAge int64) truth {
 	}
 	var stack [maxDepth]truth
 	n := 0
-	for i := range p.code {
+	for i := 0; i < len(p.code); i++ {
 		c := &p.code[i]
 		switch c.op {
+		case opUnlessNo:
+			if stack[(n-1)&(maxDepth-1)] == no {
+				i += int(c.skip)
+			}
+		case opUnlessYes:
+			if stack[(n-1)&(maxDepth-1)] == yes {
+				i += int(c.skip)
+			}
 		case opAnd:
 			n--
 			stack[(n-1)&(maxDepth-1)] = min(stack[(n-1)&(maxDepth-1)], stack[n&(maxDepth-1)])
