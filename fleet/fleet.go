@@ -20,12 +20,14 @@ import (
 // FuncName keys the fleet's checkpoints and never changes.
 const FuncName = "fleet"
 
-// Rows takes every accepted reading, in log order per shard, on the goroutine of the shard's lane. The archive implements it.
+// Rows takes the accepted readings of one shard, in log order, on the goroutine of the shard's lane. The archive has them.
 type Rows interface {
-	// Add keeps a copy of a reading. Positions it has already seen are ignored: after a crash they come again.
-	Add(shard stream.ShardID, pos stream.Position, r *telemetry.Reading)
-	// Advance says that everything up to pos has been added or left out.
-	Advance(shard stream.ShardID, pos stream.Position)
+	// Add keeps a copy of a reading. Positions it already has are ignored: after a crash they come again. It may wait for room.
+	Add(ctx context.Context, pos stream.Position, r *telemetry.Reading) error
+	// Advance makes what was added visible: everything up to pos has been added or left out.
+	Advance(pos stream.Position)
+	// Rewind forgets what was added since the last Advance.
+	Rewind()
 }
 
 // Config is what a Fleet uses.
@@ -35,7 +37,7 @@ type Config struct {
 	Store   state.Store
 	Catalog *telemetry.Catalog
 	Rules   *rule.Set
-	Rows    Rows
+	Rows    func(ctx context.Context, shard stream.ShardID) (Rows, error)
 	Sinks   []string // where alerts are sent: names of notification sinks
 	Log     *slog.Logger
 	Metrics prometheus.Registerer

@@ -88,16 +88,20 @@ func (f *Fleet) Rebuild(ctx context.Context, shard stream.ShardID, after stream.
 		return 0, err
 	}
 	defer rd.Close() //nolint:errcheck // a reader writes nothing
+	to, err := f.cfg.Rows(ctx, shard)
+	if err != nil {
+		return 0, err
+	}
 	d := telemetry.NewDecoder(f.cfg.Catalog)
 	var r telemetry.Reading
-	rows := 0
+	n := 0
 	for last := after; last < upTo; {
 		recs, err := rd.Next(ctx, 4096)
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return rows, fmt.Errorf("rebuild live tail of %s: %w", shard, err)
+			return n, fmt.Errorf("rebuild live tail of %s: %w", shard, err)
 		}
 		for i := range recs {
 			if recs[i].Pos > upTo {
@@ -109,14 +113,17 @@ func (f *Fleet) Rebuild(ctx context.Context, shard stream.ShardID, after stream.
 				continue
 			}
 			if err := decode(d, &recs[i], &r); err != nil {
-				return rows, fmt.Errorf("rebuild live tail of %s at %s: fleet: bug: accepted once and refused now: %w", shard, last, err)
+				return n, fmt.Errorf("rebuild live tail of %s at %s: fleet: bug: accepted once and refused now: %w", shard, last, err)
 			}
-			f.cfg.Rows.Add(shard, recs[i].Pos, &r)
-			rows++
+			if err := to.Add(ctx, last, &r); err != nil {
+				return n, err
+			}
+			n++
 		}
+		to.Advance(min(last, upTo)) // lets a large rebuild flush on the way
 	}
-	f.cfg.Rows.Advance(shard, upTo)
-	return rows, nil
+	to.Advance(upTo)
+	return n, nil
 }
 
 func (f *Fleet) droppedBetween(ctx context.Context, shard stream.ShardID, after, upTo stream.Position) (map[stream.Position]struct{}, error) {

@@ -26,6 +26,8 @@ type lane struct {
 	decoder *telemetry.Decoder
 	reading telemetry.Reading
 
+	rows Rows // the archive's entrance; opened by the first Fold
+
 	mu       sync.RWMutex // guards vehicles and everything they hold
 	vehicles map[string]*vehicle
 
@@ -54,20 +56,28 @@ type counts struct{ readings, duplicates, late, rejected int }
 var _ process.Fold = (*lane)(nil)
 
 // Fold applies a batch of records: decode once, drop what was seen, then state, daily figures, rules and archive in turn.
-func (l *lane) Fold(_ context.Context, r state.Reader, recs []stream.Record) error {
+func (l *lane) Fold(ctx context.Context, r state.Reader, recs []stream.Record) error {
+	if l.rows == nil {
+		rows, err := l.f.cfg.Rows(ctx, l.shard)
+		if err != nil {
+			return err
+		}
+		l.rows = rows
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range recs {
-		if err := l.fold(r, &recs[i]); err != nil {
+		if err := l.fold(ctx, r, &recs[i]); err != nil {
+			l.rows.Rewind()
 			return err
 		}
 	}
 	l.last = clonePos(recs[len(recs)-1].Pos)
-	l.f.cfg.Rows.Advance(l.shard, l.last)
+	l.rows.Advance(l.last)
 	return nil
 }
 
-func (l *lane) fold(r state.Reader, rec *stream.Record) error {
+func (l *lane) fold(ctx context.Context, r state.Reader, rec *stream.Record) error {
 	rd := &l.reading
 	if err := decode(l.decoder, rec, rd); err != nil {
 		l.reject(rec, err)
@@ -108,8 +118,7 @@ func (l *lane) fold(r state.Reader, rec *stream.Record) error {
 	}
 	l.apply(v, rd)
 	l.judge(v, rule.Input{Time: rd.Time, Arrival: rd.Arrival, Changed: rd.Signals, Status: rd.Status != ""})
-	l.f.cfg.Rows.Add(l.shard, rec.Pos, rd)
-	return nil
+	return l.rows.Add(ctx, rec.Pos, rd)
 }
 
 // decode turns a record into a reading. The record's key stands in for a vehicle id that the payload leaves out: the door put

@@ -20,17 +20,20 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
 )
 
 var rounds = flag.Int("rounds", 3, "how often TestKill kills the server")
 
-// TestMain lets the test binary be the program: tests that need a process of its own start themselves with MILEPOST_MAIN=1.
+// TestMain lets the test binary be the program: tests that need a process of its own start themselves with MILEPOST_MAIN=1, and
+// scripts call it milepost.
 func TestMain(m *testing.M) {
 	if os.Getenv("MILEPOST_MAIN") == "1" {
 		main()
 		return
 	}
-	os.Exit(m.Run())
+	testscript.Main(m, map[string]func(){"milepost": main})
 }
 
 // process is a server in a process of its own.
@@ -146,7 +149,6 @@ type device struct {
 	next  int // number of the next reading not acknowledged
 	acked int
 }
-
 
 func (d *device) reading(i int, base int64) []byte {
 	speed := 50
