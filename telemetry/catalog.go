@@ -102,12 +102,15 @@ func (c *Catalog) Lookup(name []byte) (SignalID, bool) {
 	return id, ok
 }
 
-// Intern returns the ID of a name and learns it if it is new. False: the catalog is full or the name is too long or empty.
+// Intern returns the ID of a name and learns it if it is new. False: the catalog is full, or the name is empty, too long or
+// not printable.
 func (c *Catalog) Intern(name string) (SignalID, bool) {
-	if id, ok := c.cur.Load().ids[name]; ok {
+	v := c.cur.Load()
+	if id, ok := v.ids[name]; ok {
 		return id, true
 	}
-	if name == "" || len(name) > MaxSignalName {
+	// A full catalog answers without the lock, or a device that goes on inventing names would make the others wait (P8).
+	if len(v.defs) >= MaxSignals || name == "" || len(name) > MaxSignalName || !printable(name) {
 		return 0, false
 	}
 	c.mu.Lock()
@@ -119,7 +122,7 @@ func (c *Catalog) Intern(name string) (SignalID, bool) {
 	if len(old.defs) >= MaxSignals {
 		return 0, false
 	}
-	v := &catalogView{ids: maps.Clone(old.ids), defs: append([]Def(nil), old.defs...)}
+	v = &catalogView{ids: maps.Clone(old.ids), defs: append([]Def(nil), old.defs...)}
 	id := v.add(Def{Name: string([]byte(name))})
 	c.cur.Store(v)
 	return id, true
