@@ -38,7 +38,7 @@ type Config struct {
 	Catalog *telemetry.Catalog
 	Rules   *rule.Set
 	Rows    func(ctx context.Context, shard stream.ShardID) (Rows, error)
-	Sinks   []string // where alerts are sent: names of notification sinks
+	Sinks   func(severity string) []string // who is told of an alert; nil: nobody
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
 
@@ -54,6 +54,9 @@ func (c *Config) defaults() {
 	}
 	if c.SeenSightings == 0 {
 		c.SeenSightings = 1 << 20
+	}
+	if c.Sinks == nil {
+		c.Sinks = func(string) []string { return nil }
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

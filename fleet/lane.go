@@ -47,8 +47,8 @@ type lane struct {
 
 // A finding is a transition with what the alert needs to know of its vehicle at that moment.
 type finding struct {
-	tr    rule.Transition
-	where alert.Context
+	tr   rule.Transition
+	info alert.Info
 }
 
 type counts struct{ readings, duplicates, late, rejected int }
@@ -351,9 +351,11 @@ func (l *lane) judge(v *vehicle, in rule.Input) {
 }
 
 func (l *lane) collect(v *vehicle) {
-	ctx := alert.Context{Vehicle: v.id, Lat: v.lat, Lon: v.lon, HasPlace: v.placeTime != 0}
 	for _, t := range l.trans {
-		l.found = append(l.found, finding{t, ctx})
+		l.found = append(l.found, finding{t, alert.Info{
+			Vehicle: v.id, Bound: v.bound, Lat: v.lat, Lon: v.lon, HasPlace: v.placeTime != 0,
+			Sinks: l.f.cfg.Sinks(l.f.cfg.Rules.Spec(t.Rule).Severity),
+		}})
 	}
 	v.refreshFiring(l.f.cfg.Rules)
 }
@@ -421,7 +423,7 @@ func (l *lane) Flush(tx state.Tx) error {
 		}
 	}
 	for _, x := range l.found {
-		if _, err := alert.Apply(tx, l.f.cfg.Rules.Spec(x.tr.Rule), x.tr, x.where, l.f.cfg.Sinks); err != nil {
+		if _, err := alert.Apply(tx, x.tr, x.info); err != nil {
 			return err
 		}
 	}

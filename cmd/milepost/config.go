@@ -3,13 +3,19 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/milepost/milepost/alert"
 	"github.com/milepost/milepost/internal/conf"
+	"github.com/milepost/milepost/process/rule"
+	"github.com/milepost/milepost/telemetry"
 )
 
 // Config is milepost.yaml. Every key's default and reason stand beside it; docs/configuration.md is generated from here.
@@ -24,7 +30,7 @@ type Config struct {
 	Fleet   FleetConfig             `yaml:"fleet" doc:"live state"`
 	Signals map[string]SignalConfig `yaml:"signals" doc:"further signals by name, or a well-known one redefined"`
 	Rules   RulesConfig             `yaml:"rules" doc:"when to alert; see docs/alerts.md"`
-	Alerts  AlertsConfig            `yaml:"alerts" doc:"whom to tell"`
+	Alerts  alert.Config            `yaml:"alerts" doc:"whom to tell"`
 	Map     MapConfig               `yaml:"map" doc:"the dashboard's base map"`
 	Log     LogConfig               `yaml:"log" doc:"what the program says of itself"`
 }
@@ -100,6 +106,93 @@ type SignalConfig struct {
 	Max  *float64 `yaml:"max" doc:"largest plausible value"`
 }
 
+// RulesConfig is which rules run.
+type RulesConfig struct {
+	Shipped bool                  `yaml:"shipped" default:"true" doc:"run the rules that come with Milepost"`
+	Change  map[string]RuleChange `yaml:"change" doc:"changes to shipped rules, by name"`
+	Custom  []rule.Spec           `yaml:"custom" doc:"your own rules"`
+}
+
+// RuleChange changes a shipped rule.
+type RuleChange struct {
+	Disabled  bool               `yaml:"disabled" doc:"switch it off for everyone that no override switches on"`
+	Severity  string             `yaml:"severity" doc:"info, warning or critical"`
+	For       *conf.Duration     `yaml:"for" doc:"how long the condition must hold"`
+	Params    map[string]float64 `yaml:"params" doc:"thresholds, by name"`
+	Overrides []rule.Override    `yaml:"overrides" doc:"thresholds of some vehicles"`
+}
+
+// specs returns the rules that run.
+func (c *RulesConfig) specs() ([]rule.Spec, error) {
+	var specs []rule.Spec
+	var names []string
+	if c.Shipped {
+		specs = rule.Shipped()
+	}
+	for i := range specs {
+		s := &specs[i]
+		names = append(names, s.Name)
+		ch, ok := c.Change[s.Name]
+		if !ok {
+			continue
+		}
+		s.Disabled = ch.Disabled
+		if ch.Severity != "" {
+			s.Severity = ch.Severity
+		}
+		if ch.For != nil {
+			s.For = time.Duration(*ch.For)
+		}
+		s.Params = maps.Clone(s.Params)
+		for k, v := range ch.Params {
+			if _, ok := s.Params[k]; !ok {
+				return nil, fmt.Errorf("rules.change.%s.params.%s: the rule has no such threshold; it has %s", s.Name, k, strings.Join(slices.Sorted(maps.Keys(s.Params)), ", "))
+			}
+			s.Params[k] = v
+		}
+		s.Overrides = append(s.Overrides, ch.Overrides...)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Change)) {
+		if !slices.Contains(names, name) {
+			msg := fmt.Sprintf("rules.change.%s: there is no such shipped rule", name)
+			if near := conf.Nearest(name, names); near != "" {
+				msg += "; did you mean " + near + "?"
+			}
+			return nil, errors.New(msg)
+		}
+	}
+	return append(specs, c.Custom...), nil
+}
+
+// catalog returns the signals that are known from the start.
+func (c *Config) catalog() *telemetry.Catalog {
+	known := telemetry.NewCatalog()
+	var more []telemetry.Def
+	for _, name := range slices.Sorted(maps.Keys(c.Signals)) {
+		s := c.Signals[name]
+		d := telemetry.Def{Name: name}
+		if id, ok := known.Lookup([]byte(name)); ok {
+			d = *known.Def(id)
+		}
+		if s.Unit != "" {
+			d.Unit = s.Unit
+		}
+		if s.Min != nil || s.Max != nil {
+			if d.Min == 0 && d.Max == 0 {
+				d.Min, d.Max = math.Inf(-1), math.Inf(1)
+			}
+			if s.Min != nil {
+				d.Min = *s.Min
+			}
+			if s.Max != nil {
+				d.Max = *s.Max
+			}
+		}
+		more = append(more, d)
+	}
+	return telemetry.NewCatalog(more...)
+}
+
 // MapConfig is the dashboard's map.
 type MapConfig struct {
 	Tiles       string `yaml:"tiles" doc:"URL of raster tiles with {z}/{x}/{y}, or of a .pmtiles file; empty: the map in the binary"`
@@ -143,6 +236,9 @@ func (c *Config) Validate() error {
 	case "debug", "info", "warn", "error":
 	default:
 		check(false, "log.level is %q: write debug, info, warn or error", c.Log.Level)
+	}
+	if _, err := c.Rules.specs(); err != nil {
+		errs = append(errs, err)
 	}
 	check(c.Log.Format == "text" || c.Log.Format == "json", "log.format is %q: write text or json", c.Log.Format)
 	return errors.Join(errs...)
