@@ -19,12 +19,13 @@ type Alert struct {
 	Vehicle    string  `json:"vehicle_id"`
 	Severity   string  `json:"severity"` // info, warning, critical
 	State      State   `json:"state"`
-	Summary    string  `json:"summary"`   // a sentence for people, with value, threshold and unit
-	Value      float64 `json:"value"`     // of the rule's first signal when it fired
-	Peak       float64 `json:"peak"`      // the worst value while it was firing
-	Condition  string  `json:"condition"` // the rule as it was applied, overrides included
-	Since      int64   `json:"since"`     // event time at which the condition became true
-	FiredAt    int64   `json:"fired_at"`  // event time at which it had held for long enough
+	Summary    string  `json:"summary"`        // a sentence for people, with value, threshold and unit
+	Value      float64 `json:"value"`          // of the rule's first signal when it fired
+	Unit       string  `json:"unit,omitempty"` // of value and peak
+	Peak       float64 `json:"peak"`           // the worst value while it was firing
+	Condition  string  `json:"condition"`      // the rule as it was applied, overrides included
+	Since      int64   `json:"since"`          // event time at which the condition became true
+	FiredAt    int64   `json:"fired_at"`       // event time at which it had held for long enough
 	ResolvedAt int64   `json:"resolved_at,omitempty"`
 	AckedAt    int64   `json:"acked_at,omitempty"`
 	AckedBy    string  `json:"acked_by,omitempty"`

@@ -208,3 +208,6 @@ func (r *bound) excess(x float64) (float64, float64) {
 	}
 	return best, at
 }
+
+// Set returns the rules that b binds.
+func (b *Bound) Set() *Set { return b.set }

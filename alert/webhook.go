@@ -1,0 +1,195 @@
+package alert
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Headers of a webhook request.
+const (
+	SignatureHeader   = "Milepost-Signature" // t=UNIX_SECONDS,v1=HEX of HMAC-SHA256(secret, t "." body)
+	IdempotencyHeader = "Idempotency-Key"    // Notification.ID: the same in every repetition
+)
+
+// A Webhook posts each notification as JSON.
+type Webhook struct {
+	Name        string            `yaml:"name,omitempty"`         // default webhook
+	URL         string            `yaml:"url"`                    // https://… or http://…
+	Secret      string            `yaml:"secret,omitempty"`       // signs requests; without one they are not signed
+	SecretFile  string            `yaml:"secret_file,omitempty"`  // instead: a file that holds it
+	CAFile      string            `yaml:"ca_file,omitempty"`      // PEM of the authority that signed the receiver's certificate; default the system's
+	Headers     map[string]string `yaml:"headers,omitempty"`      // further headers, such as Authorization
+	MinSeverity string            `yaml:"min_severity,omitempty"` // milder alerts are not sent; default info: all
+}
+
+type webhookSink struct {
+	name, url string
+	secret    []byte
+	headers   map[string]string
+	client    *http.Client
+}
+
+func newWebhook(c Webhook) (*webhookSink, error) {
+	s := &webhookSink{name: c.Name, url: c.URL, headers: c.Headers, secret: []byte(c.Secret)}
+	if c.SecretFile != "" {
+		b, err := os.ReadFile(c.SecretFile)
+		if err != nil {
+			return nil, fmt.Errorf("secret_file: %w", err)
+		}
+		if s.secret = bytes.TrimSpace(b); len(s.secret) == 0 {
+			return nil, fmt.Errorf("secret_file: %s is empty: put the secret into it", c.SecretFile)
+		}
+	}
+	roots, err := readCA(c.CAFile)
+	if err != nil {
+		return nil, err
+	}
+	s.client = &http.Client{
+		Transport: &http.Transport{
+			Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+			MaxIdleConnsPerHost: 1, IdleConnTimeout: 90 * time.Second, ForceAttemptHTTP2: true,
+		},
+		// A redirect would repeat the request, signature and all, to someone who was not configured.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return s, nil
+}
+
+// readCA reads a PEM file; "" means the system's authorities.
+func readCA(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil //nolint:nilnil // nil is what tls.Config wants for the system's
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("ca_file: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("ca_file: %s holds no PEM certificate", file)
+	}
+	return pool, nil
+}
+
+func (s *webhookSink) Name() string { return s.name }
+
+func (s *webhookSink) Send(ctx context.Context, n Notification) error {
+	body, err := json.Marshal(n)
+	if err != nil {
+		return &RefusedError{err}
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(body))
+	if err != nil {
+		return &RefusedError{err}
+	}
+	req.Header.Set("User-Agent", "Milepost")
+	for k, v := range s.headers {
+		req.Header.Set(k, v)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set(IdempotencyHeader, n.ID)
+	if len(s.secret) > 0 {
+		req.Header.Set(SignatureHeader, Sign(body, s.secret, time.Now()))
+	}
+	resp, err := s.client.Do(req)
+	if err != nil {
+		if u, ok := errors.AsType[*url.Error](err); ok {
+			err = u.Err // the URL of a chat service is a secret
+		}
+		return fmt.Errorf("post: %w", err)
+	}
+	defer resp.Body.Close()
+	answer, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10)) // only for the message, and so that the connection can be used again
+	return judgeResponse(resp, answer, time.Now())
+}
+
+func judgeResponse(resp *http.Response, answer []byte, now time.Time) error {
+	code := resp.StatusCode
+	if code >= 200 && code < 300 {
+		return nil
+	}
+	err := fmt.Errorf("receiver answered %s: %.200q", resp.Status, bytes.TrimSpace(answer))
+	switch {
+	case code >= 300 && code < 400:
+		return &RefusedError{fmt.Errorf("receiver answered %s: redirects are not followed: configure %q itself", resp.Status, resp.Header.Get("Location"))}
+	case code >= 500, code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code == http.StatusTooEarly:
+		if after := retryAfter(resp.Header.Get("Retry-After"), now); after > 0 {
+			return &BusyError{After: after, Err: err}
+		}
+		return err
+	}
+	return &RefusedError{err}
+}
+
+// retryAfter reads seconds or an HTTP date; 0 if there is neither.
+func retryAfter(s string, now time.Time) time.Duration {
+	if n, err := strconv.ParseUint(s, 10, 31); err == nil {
+		return time.Duration(n) * time.Second //nolint:gosec // 31 bits
+	}
+	if t, err := http.ParseTime(s); err == nil {
+		return max(0, t.Sub(now))
+	}
+	return 0
+}
+
+// Sign returns the value of SignatureHeader for a body sent at a moment.
+func Sign(body, secret []byte, at time.Time) string {
+	t := strconv.FormatInt(at.Unix(), 10)
+	return "t=" + t + ",v1=" + hex.EncodeToString(mac(body, secret, t))
+}
+
+func mac(body, secret []byte, t string) []byte {
+	h := hmac.New(sha256.New, secret)
+	h.Write([]byte(t))
+	h.Write([]byte{'.'})
+	h.Write(body)
+	return h.Sum(nil)
+}
+
+// Tolerance is the usual age at which receivers stop believing a signature, against replay.
+const Tolerance = 5 * time.Minute
+
+// Verify is for receivers of webhooks: it checks that body was signed with secret, not longer than tolerance before or after
+// now. header is the request's SignatureHeader, body its bytes as they came, before any JSON decoding.
+func Verify(header string, body, secret []byte, tolerance time.Duration, now time.Time) error {
+	var t string
+	var sigs []string
+	for part := range strings.SplitSeq(header, ",") {
+		k, v, _ := strings.Cut(strings.TrimSpace(part), "=")
+		switch k {
+		case "t":
+			t = v
+		case "v1":
+			sigs = append(sigs, v)
+		}
+	}
+	sec, err := strconv.ParseInt(t, 10, 64)
+	if err != nil || len(sigs) == 0 || len(secret) == 0 {
+		return errors.New("signature: want t=SECONDS,v1=HEX and a secret")
+	}
+	if d := now.Sub(time.Unix(sec, 0)); d > tolerance || d < -tolerance {
+		return fmt.Errorf("signature: %v old: refused as a possible replay; check the clocks", d.Round(time.Second))
+	}
+	want := mac(body, secret, t)
+	for _, s := range sigs {
+		if got, err := hex.DecodeString(s); err == nil && hmac.Equal(got, want) {
+			return nil
+		}
+	}
+	return errors.New("signature: does not match body and secret")
+}
