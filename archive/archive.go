@@ -106,6 +106,7 @@ type Archive struct {
 	ctx       context.Context // ends with Close: the life of the two goroutines, and of an Add that waits
 	done      sync.WaitGroup  // flusher and keeper; waited for by Close
 	flushing  sync.Mutex      // one flush at a time: the flusher's, Flush's and Close's
+	durable   map[string]bool // days whose directory is known to be on disk; guarded by flushing
 	keeping   sync.Mutex      // one compaction or removal at a time: the keeper's, Compact's
 
 	mu    sync.Mutex // guards what follows; a lane's mu may be taken under it, never the reverse
@@ -132,14 +133,15 @@ func Open(ctx context.Context, cfg Config) (*Archive, error) {
 		return nil, fmt.Errorf("open archive: %w", err)
 	}
 	a := &Archive{
-		cfg:    cfg,
-		root:   cfg.FS.PathJoin(cfg.Dir, "readings"),
-		schema: sch,
-		kick:   make(chan struct{}, 1),
-		wake:   make(chan struct{}, 1),
-		room:   make(chan struct{}),
-		lanes:  map[stream.ShardID]*Lane{},
-		live:   map[*Snapshot]struct{}{},
+		cfg:     cfg,
+		root:    cfg.FS.PathJoin(cfg.Dir, "readings"),
+		schema:  sch,
+		kick:    make(chan struct{}, 1),
+		wake:    make(chan struct{}, 1),
+		room:    make(chan struct{}),
+		durable: map[string]bool{},
+		lanes:   map[stream.ShardID]*Lane{},
+		live:    map[*Snapshot]struct{}{},
 	}
 	if err := a.recover(ctx); err != nil {
 		return nil, fmt.Errorf("open archive %s: %w", cfg.Dir, err)

@@ -92,24 +92,19 @@ func (c *Compaction) pick(day []*File, now time.Time) []*File {
 		total += f.Rows
 	}
 	finished := !now.Before(over.Add(24*time.Hour)) && now.Sub(time.UnixMilli(newest)) >= c.Settle
-	small := slices.Clone(day)
+	small := slices.DeleteFunc(slices.Clone(day), func(f *File) bool { return f.Run })
 	slices.SortFunc(small, func(a, b *File) int {
 		return cmp.Or(cmp.Compare(a.Rows, b.Rows), cmp.Compare(a.Name, b.Name))
 	})
-	most := 2 * c.FanIn
-	if finished && !disjoint(day) {
+	most, outside := 2*c.FanIn, int64(0)
+	for _, f := range small {
+		outside += f.Rows
+	}
+	if finished && 10*outside >= total {
 		if len(small) > most {
 			return small[:most]
 		}
-		inTail := int64(0) // rows outside the files that are as large as they get
-		for _, f := range small {
-			if f.Merged == 0 || f.Rows < total/2 && f.Rows < c.MaxRows {
-				inTail += f.Rows
-			}
-		}
-		if 10*inTail >= total {
-			return small
-		}
+		return day
 	}
 	for lo := 0; lo < len(small); {
 		class := bits.Len64(uint64(small[lo].Rows)) / 2 //nolint:gosec // positive
@@ -125,24 +120,17 @@ func (c *Compaction) pick(day []*File, now time.Time) []*File {
 	return nil
 }
 
-// disjoint tells whether the files are one sorted run already: no two share more than a border vehicle.
-func disjoint(day []*File) bool {
-	s := slices.Clone(day)
-	slices.SortFunc(s, func(a, b *File) int {
-		return cmp.Or(cmp.Compare(a.MinVehicle, b.MinVehicle), cmp.Compare(a.MaxVehicle, b.MaxVehicle))
-	})
-	for i := 1; i < len(s); i++ {
-		if s[i].MinVehicle < s[i-1].MaxVehicle || s[i].Merged == 0 || s[i-1].Merged == 0 {
-			return false
-		}
-	}
-	return true
-}
-
 // merge replaces files of one day by sorted ones with the same rows.
 func (a *Archive) merge(ctx context.Context, old []*File) error {
 	began := time.Now()
+	whole := true
+	for _, f := range a.Files() {
+		whole = whole && (f.Date != old[0].Date || slices.Contains(old, f))
+	}
 	add, err := a.mergeFiles(ctx, old)
+	for _, f := range add {
+		f.Run = whole
+	}
 	if err != nil {
 		a.discard(add)
 		return fmt.Errorf("merge %d objects of %s: %w", len(old), old[0].Date, err)
@@ -195,7 +183,7 @@ func (a *Archive) named(ctx context.Context, f *File) (ok bool, err error) {
 // mergeFiles writes the merged objects under temporary names, synced. With an error it returns those it began. It holds one
 // page of each column of each input, and one row group of the output.
 func (a *Archive) mergeFiles(ctx context.Context, old []*File) (add []*File, err error) {
-	groups := make([]parquet.RowGroup, 0, len(old))
+	var groups, run []parquet.RowGroup
 	want := int64(0)
 	for _, f := range old {
 		in, size, err := a.openObject(f)
@@ -212,10 +200,17 @@ func (a *Archive) mergeFiles(ctx context.Context, old []*File) (add []*File, err
 			return nil, fmt.Errorf("object %s has %d rows, its manifest row says %d", f.Name, pf.NumRows(), f.Rows)
 		}
 		want += f.Rows
-		// The row groups of one object follow each other in order: one sorted run.
+		// The row groups of one object follow each other in order, and so do the objects of a run: their names are numbered.
+		if f.Run {
+			run = append(run, pf.RowGroups()...)
+			continue
+		}
 		groups = append(groups, parquet.MultiRowGroup(pf.RowGroups()...))
 	}
-	merged, err := parquet.MergeRowGroups(groups, parquet.SortingRowGroupConfig(parquet.SortingColumns(sorting()...)))
+	if len(run) > 0 {
+		groups = append(groups, parquet.MultiRowGroup(run...))
+	}
+	merged, err := parquet.MergeRowGroups(groups, a.schema.parquet, parquet.SortingRowGroupConfig(parquet.SortingColumns(sorting()...)))
 	if err != nil {
 		return nil, err
 	}
@@ -375,6 +370,7 @@ func (a *Archive) removeObsolete(ctx context.Context) error {
 		if left, err := a.cfg.FS.List(dir); err == nil && len(left) == 0 {
 			a.flushing.Lock() // a flush may be about to write into it
 			if left, err := a.cfg.FS.List(dir); err == nil && len(left) == 0 {
+				clear(a.durable)
 				errs = append(errs, a.cfg.FS.Remove(dir), a.syncDirs(a.root))
 			}
 			a.flushing.Unlock()

@@ -28,7 +28,7 @@ type cutState struct {
 func newCutFS(disk *vfs.MemFS, after int, rng *rand.Rand) *cutFS {
 	left := &atomic.Int64{}
 	left.Store(int64(after))
-	return &cutFS{FS: disk, left: left, state: &cutState{disk: disk, rng: rng}}
+	return &cutFS{FS: disk, left: left, state: &cutState{disk: disk, rng: rand.New(rand.NewPCG(rng.Uint64(), 2))}}
 }
 
 func (c *cutFS) op() error {

@@ -36,6 +36,7 @@ type File struct {
 	MaxVehicle string          `json:"max_vehicle"`
 	Written    int64           `json:"written"`          // Unix ms
 	Merged     int             `json:"merged,omitempty"` // how often its rows were merged
+	Run        bool            `json:"run,omitempty"`    // one of the objects that hold the whole day as it was, sorted
 	Schema     int             `json:"schema"`
 
 	path string // where it is now: its final place, or its temporary one when the rename failed
@@ -118,7 +119,8 @@ func (a *Archive) recover(ctx context.Context) error {
 	if err := fs.MkdirAll(a.root, 0o755); err != nil {
 		return err
 	}
-	if err := a.syncDirs(a.cfg.Dir, a.root); err != nil {
+	// An earlier start may have made them and crashed before they were durable: what exists is no proof.
+	if err := a.syncDirs(a.root, a.cfg.Dir, fs.PathDir(a.cfg.Dir)); err != nil {
 		return err
 	}
 	files := map[string]*File{}
@@ -259,18 +261,21 @@ func (a *Archive) syncDirs(dirs ...string) error {
 	return nil
 }
 
-// dayDir makes the directory of a day, durably.
+// dayDir makes the directory of a day, durably. A directory that exists proves nothing: the sync after an earlier attempt may
+// have failed. So each is synced once by this process.
 func (a *Archive) dayDir(date string) (string, error) {
 	dir := a.cfg.FS.PathJoin(a.root, "date="+date)
-	if _, err := a.cfg.FS.Stat(dir); err == nil {
+	if a.durable[date] {
 		return dir, nil
-	} else if !errors.Is(err, os.ErrNotExist) {
-		return "", err
 	}
 	if err := a.cfg.FS.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	return dir, a.syncDirs(a.root)
+	if err := a.syncDirs(a.root); err != nil {
+		return "", err
+	}
+	a.durable[date] = true
+	return dir, nil
 }
 
 // settle gives committed files their final names. A file that cannot be renamed now is used where it is and renamed at the
