@@ -60,6 +60,7 @@ func (t *tape) add(arrival time.Time, vehicle, payload string) {
 
 // shelf is what the archive would hold: rows by position, visible ones only.
 type shelf struct {
+	cat  *telemetry.Catalog
 	done stream.Position
 	next map[stream.Position]string
 	rows map[stream.Position]string
@@ -67,7 +68,11 @@ type shelf struct {
 
 func (s *shelf) Add(_ context.Context, pos stream.Position, r *telemetry.Reading) error {
 	if pos > s.done {
-		s.next[pos] = fmt.Sprintf("%s@%d %v %v", r.Vehicle, r.Time, r.Signals, r.Status)
+		row := fmt.Sprintf("%s@%d %s", r.Vehicle, r.Time, r.Status)
+		for _, x := range r.Signals {
+			row += fmt.Sprintf(" %s=%v", s.cat.Def(x.ID).Name, x.Value)
+		}
+		s.next[pos] = row
 	}
 	return nil
 }
@@ -112,6 +117,7 @@ func (w *world) open() {
 	}
 	w.t.Cleanup(func() { _ = w.store.Close() })
 	cat := telemetry.NewCatalog()
+	w.shelf.cat = cat
 	rules, err := rule.Compile(rule.Shipped(), cat)
 	if err != nil {
 		w.t.Fatal(err)

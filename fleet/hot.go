@@ -3,6 +3,7 @@ package fleet
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -173,5 +174,16 @@ func (v *vehicle) publish(cat *telemetry.Catalog, conn Connectivity) Vehicle {
 		d := cat.Def(telemetry.SignalID(id)) //nolint:gosec // bounded by MaxSignals
 		p.Signals = append(p.Signals, SignalValue{Name: d.Name, Unit: d.Unit, Value: v.values.V[id], Time: t})
 	}
+	// Well-known signals in catalog order, the others by name: their IDs differ from run to run.
+	known := 0
+	for known < len(p.Signals) && known < telemetry.WellKnown && isWellKnown(cat, p.Signals[known].Name) {
+		known++
+	}
+	slices.SortFunc(p.Signals[known:], func(a, b SignalValue) int { return strings.Compare(a.Name, b.Name) })
 	return p
+}
+
+func isWellKnown(cat *telemetry.Catalog, name string) bool {
+	id, ok := cat.Lookup([]byte(name))
+	return ok && int(id) < telemetry.WellKnown
 }
