@@ -39,6 +39,7 @@ type Config struct {
 	Rules   *rule.Set
 	Rows    func(ctx context.Context, shard stream.ShardID) (Rows, error)
 	Sinks   func(severity string) []string // who is told of an alert; nil: nobody
+	Alerted func()                         // called when alerts have changed or are about to; must not block
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
 
@@ -58,6 +59,9 @@ func (c *Config) defaults() {
 	if c.Sinks == nil {
 		c.Sinks = func(string) []string { return nil }
 	}
+	if c.Alerted == nil {
+		c.Alerted = func() {}
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -70,9 +74,8 @@ type Fleet struct {
 	directory directory
 	metrics   metrics
 
-	mu     sync.Mutex // guards lanes and alerts
-	lanes  map[*lane]struct{}
-	alerts chan struct{} // closed and replaced when alerts change
+	mu    sync.Mutex // guards lanes
+	lanes map[*lane]struct{}
 }
 
 type metrics struct{ readings, duplicates, late, rejected prometheus.Counter }
@@ -80,7 +83,7 @@ type metrics struct{ readings, duplicates, late, rejected prometheus.Counter }
 // Open reads every vehicle from the store, so that the fleet is complete before the first reading comes.
 func Open(ctx context.Context, cfg Config) (*Fleet, error) {
 	cfg.defaults()
-	f := &Fleet{cfg: cfg, lanes: map[*lane]struct{}{}, alerts: make(chan struct{})}
+	f := &Fleet{cfg: cfg, lanes: map[*lane]struct{}{}}
 	f.directory.all = map[string]*vehicle{}
 	counter := func(name, help string) prometheus.Counter {
 		c := prometheus.NewCounter(prometheus.CounterOpts{Name: "milepost_fleet_" + name, Help: help})
@@ -160,21 +163,6 @@ func (f *Fleet) release(l *lane) {
 	}
 	f.directory.adopt(l.vehicles)
 	l.vehicles = map[string]*vehicle{}
-}
-
-// alerted tells waiters that alerts may have changed.
-func (f *Fleet) alerted() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	close(f.alerts)
-	f.alerts = make(chan struct{})
-}
-
-// AlertsChanged is closed when alerts have changed since the call.
-func (f *Fleet) AlertsChanged() <-chan struct{} {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.alerts
 }
 
 // connectivity judges by arrival. Stale means three usual intervals of silence, at least 30 s.

@@ -39,6 +39,7 @@ type vehicle struct {
 	firing []string // names of firing rules, worst first
 	worst  string   // severity of the worst of them
 
+	orphans   bool         // alerts of rules that are no longer there are open
 	lastConn  Connectivity // as the live feed was last told
 	dirty     bool         // differs from the store
 	liveDirty bool         // differs from what the live feed has seen
@@ -112,9 +113,11 @@ func decodeVehicle(id string, b []byte, cat *telemetry.Catalog, set *rule.Set) (
 	}
 	v.bound = set.Bind(v.id)
 	v.rules = make([]rule.State, set.Len())
-	if _, err := set.DecodeState(r.b, v.rules); err != nil {
+	orphans, err := set.DecodeState(r.b, v.rules)
+	if err != nil {
 		return nil, err
 	}
+	v.orphans = orphans > 0
 	v.refreshFiring(set)
 	return v, nil
 }

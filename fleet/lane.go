@@ -42,6 +42,7 @@ type lane struct {
 	last    stream.Position // of the newest record folded
 	key     []byte
 	buf     []byte
+	told    bool   // the last step changed alerts
 	counts  counts // since the last flush
 }
 
@@ -171,6 +172,9 @@ func (l *lane) vehicle(r state.Reader, id string) (*vehicle, error) {
 
 // own makes a vehicle this lane's.
 func (l *lane) own(v *vehicle) {
+	if v.orphans {
+		l.touch(v)
+	}
 	l.vehicles[v.id] = v
 	l.f.directory.hand(v, l)
 }
@@ -364,6 +368,10 @@ func (l *lane) collect(v *vehicle) {
 func (l *lane) Tick(_ context.Context, _ state.Reader, now, since time.Time) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.told { // Flush comes before the commit: whoever looked then saw too little
+		l.told = false
+		l.f.cfg.Alerted()
+	}
 	nowMS, sinceMS := now.UnixMilli(), since.UnixMilli()
 	for _, v := range l.vehicles {
 		l.trans = v.bound.Tick(v.rules, v.arrival, nowMS, sinceMS, l.trans[:0])
@@ -433,6 +441,14 @@ func (l *lane) Flush(tx state.Tx) error {
 
 func (l *lane) flushVehicle(tx state.Tx, v *vehicle) error {
 	v.dirty = false
+	if v.orphans {
+		v.orphans = false
+		keep := func(name string) bool { _, ok := l.f.cfg.Rules.Find(name); return ok }
+		if _, err := alert.Retire(tx, v.id, keep, v.arrival, l.f.cfg.Sinks(rule.Info)); err != nil {
+			return err
+		}
+		l.told = true
+	}
 	l.key = vehicleKey(l.key, v.id)
 	l.buf = v.encode(l.buf, l.f.cfg.Catalog, l.f.cfg.Rules)
 	if err := tx.Set(l.key, l.buf); err != nil {
@@ -470,7 +486,8 @@ func (l *lane) flushed() {
 	l.dirty, l.sealed, l.dropped, l.rejects = l.dirty[:0], l.sealed[:0], l.dropped[:0], l.rejects[:0]
 	if len(l.found) > 0 {
 		l.found = l.found[:0]
-		l.f.alerted()
+		l.told = true
+		l.f.cfg.Alerted()
 	}
 }
 
