@@ -106,6 +106,7 @@ type Archive struct {
 	ctx       context.Context // ends with Close: the life of the two goroutines, and of an Add that waits
 	done      sync.WaitGroup  // flusher and keeper; waited for by Close
 	flushing  sync.Mutex      // one flush at a time: the flusher's, Flush's and Close's
+	writer    *writer         // guarded by flushing
 	durable   map[string]bool // days whose directory is known to be on disk; guarded by flushing
 	keeping   sync.Mutex      // one compaction or removal at a time: the keeper's, Compact's
 
@@ -140,6 +141,7 @@ func Open(ctx context.Context, cfg Config) (*Archive, error) {
 		wake:    make(chan struct{}, 1),
 		room:    make(chan struct{}),
 		durable: map[string]bool{},
+		writer:  newWriter(sch, cfg.Catalog),
 		lanes:   map[stream.ShardID]*Lane{},
 		live:    map[*Snapshot]struct{}{},
 	}

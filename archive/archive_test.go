@@ -96,8 +96,8 @@ func add(t testing.TB, l *Lane, from, to int) {
 	l.Advance(pos(to))
 }
 
-// A flat row of an object or of the tail, as a test compares it.
-type flat struct {
+// A plain row of an object or of the tail, as a test compares it.
+type plain struct {
 	Vehicle    string
 	Event      int64
 	Arrival    int64
@@ -109,7 +109,7 @@ type flat struct {
 	OthersNull bool
 }
 
-func readObject(t testing.TB, a *Archive, f *File) []flat {
+func readObject(t testing.TB, a *Archive, f *File) []plain {
 	t.Helper()
 	in, size, err := a.openObject(f)
 	if err != nil {
@@ -120,14 +120,14 @@ func readObject(t testing.TB, a *Archive, f *File) []flat {
 	if err != nil {
 		t.Fatalf("%s: %v", f.Name, err)
 	}
-	var out []flat
+	var out []plain
 	for _, g := range pf.RowGroups() {
 		rows := g.Rows()
 		buf := make([]parquet.Row, 100)
 		for {
 			n, err := rows.ReadRows(buf)
 			for _, r := range buf[:n] {
-				out = append(out, flatten(a, r))
+				out = append(out, rowOf(a, r))
 			}
 			if errors.Is(err, io.EOF) {
 				break
@@ -143,8 +143,8 @@ func readObject(t testing.TB, a *Archive, f *File) []flat {
 	return out
 }
 
-func flatten(a *Archive, r parquet.Row) flat {
-	f := flat{Well: map[string]float64{}, Others: map[string]float64{}}
+func rowOf(a *Archive, r parquet.Row) plain {
+	f := plain{Well: map[string]float64{}, Others: map[string]float64{}}
 	var keys []string
 	for _, v := range r {
 		c := v.Column()
@@ -235,7 +235,7 @@ func TestRowsLookTheSameInTailAndParquet(t *testing.T) {
 		}
 	}
 	l.Advance(pos(3))
-	want := []flat{
+	want := []plain{
 		{Vehicle: "a", Event: testDay + 3, Arrival: testDay + 11, Lat: -90.0, Lon: 180.0,
 			Well: map[string]float64{"fuel": math.Inf(1), "engine_temp": -0.5}, Others: map[string]float64{"door": math.MaxFloat64}},
 		{Vehicle: "a", Event: testDay + 9, Arrival: testDay + 10, Flags: 9,
@@ -580,7 +580,7 @@ func TestCompactionOfFinishedDay(t *testing.T) {
 	}
 	for _, f := range files {
 		rows := readObject(t, a, f)
-		if !slices.IsSortedFunc(rows, func(x, y flat) int {
+		if !slices.IsSortedFunc(rows, func(x, y plain) int {
 			if c := strings.Compare(x.Vehicle, y.Vehicle); c != 0 {
 				return c
 			}

@@ -211,23 +211,19 @@ func (a *Archive) writeBatch(ctx context.Context, l *Lane, b batch) (files []*Fi
 	if b.n == 0 {
 		return nil, nil
 	}
-	w := newWriter(a.schema, a.cfg.Catalog)
+	w := a.writer
 	dirs := map[string]bool{}
-	for _, day := range byDay(b.rows) {
-		date := dateOf(day.day)
-		dir, err := a.dayDir(date)
+	flat := flatten(b.rows)
+	for _, day := range flat.byDay() {
+		f := flat.object(day)
+		dir, err := a.dayDir(f.Date)
 		if err != nil {
 			return files, err
 		}
-		first, last := day.rows[0], day.rows[len(day.rows)-1]
-		f := &File{
-			Name: objectName(date, l.shard, b.from, b.to), Date: date, Shard: l.shard, From: b.from, To: b.to,
-			Rows: int64(len(day.rows)), Written: time.Now().UnixMilli(), Schema: SchemaVersion,
-			MinVehicle: vehicleAt(b.rows, first), MaxVehicle: vehicleAt(b.rows, last),
-		}
-		f.MinTime, f.MaxTime = timesOf(b.rows, day.rows)
+		f.Name = objectName(f.Date, l.shard, b.from, b.to)
+		f.Shard, f.From, f.To, f.Written = l.shard, b.from, b.to, time.Now().UnixMilli()
 		files = append(files, f)
-		if f.Bytes, err = w.write(ctx, a.cfg.FS, a.temporary(f.Name), b.rows, day); err != nil {
+		if f.Bytes, err = w.write(ctx, a.cfg.FS, a.temporary(f.Name), flat, day); err != nil {
 			return files, fmt.Errorf("object %s: %w", f.Name, err)
 		}
 		dirs[dir] = true
@@ -238,19 +234,4 @@ func (a *Archive) writeBatch(ctx context.Context, l *Lane, b batch) (files []*Fi
 		}
 	}
 	return files, nil
-}
-
-func vehicleAt(rows []Rows, r rowRef) string {
-	p := &rows[r.part]
-	return p.Names[p.Vehicle[r.row]]
-}
-
-func timesOf(rows []Rows, refs []rowRef) (lo, hi int64) {
-	lo = rows[refs[0].part].Event[refs[0].row]
-	hi = lo
-	for _, r := range refs {
-		ms := rows[r.part].Event[r.row]
-		lo, hi = min(lo, ms), max(hi, ms)
-	}
-	return lo, hi
 }

@@ -5,7 +5,10 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"math"
 	"slices"
+	"strings"
 	"unsafe"
 
 	"github.com/parquet-go/parquet-go"
@@ -14,113 +17,161 @@ import (
 	"github.com/milepost/milepost/telemetry"
 )
 
-// A place of one row in a batch.
-type rowRef struct{ part, row uint32 }
+// A flat is a batch of rows as one: a row is a number, and a look-up is one step. Rows of one vehicle lie far apart in a tail,
+// so a write jumps through memory; two steps for each value of each row cost more than the encoding.
+type flat struct {
+	rows    []Rows
+	base    []int // number of each part's first row
+	n       int
+	event   []int64
+	vehicle []uint32 // rank among vehicles
+	status  []uint32 // index of statuses; 0: none
+	flags   []telemetry.Flags
+	has     []uint32
 
-// A dayRows is what a batch holds of one event day, sorted by vehicle and event time.
-type dayRows struct {
-	day  int32
-	rows []rowRef
+	vehicles []string // sorted
+	statuses []string
 }
 
-// byDay splits a batch into event days and sorts each by (vehicle, event time, arrival in the log).
-//
-// Sorting is counting: names get ranks once a batch, rows are dealt to their vehicle in the order of the log, and within a
-// vehicle that order is nearly always the order of time already.
-func byDay(rows []Rows) []dayRows {
-	var days []int32
-	count := map[int32]int{}
-	last, n := int32(0), 0
-	for p := range rows {
-		for _, ms := range rows[p].Event {
-			if d := Day(ms); d != last || n == 0 {
-				if n > 0 {
-					count[last] += n
-				}
-				last, n = d, 0
-			}
-			n++
-		}
+func flatten(rows []Rows) *flat {
+	f := &flat{rows: rows, statuses: []string{""}}
+	for i := range rows {
+		f.base = append(f.base, f.n)
+		f.n += rows[i].Len()
 	}
-	if n > 0 {
-		count[last] += n
-	}
-	for d := range count {
-		days = append(days, d)
-	}
-	slices.Sort(days)
+	f.event = concat(f.n, rows, func(r *Rows) []int64 { return r.Event })
+	f.flags = concat(f.n, rows, func(r *Rows) []telemetry.Flags { return r.Flags })
+	f.has = concat(f.n, rows, func(r *Rows) []uint32 { return r.Has })
+	f.vehicle = f.number(&f.vehicles, func(r *Rows) []uint32 { return r.Vehicle })
+	f.status = f.number(&f.statuses, func(r *Rows) []uint32 { return r.Status })
 
-	rank, vehicles := rankVehicles(rows)
-	out := make([]dayRows, 0, len(days))
-	starts := make([]int, vehicles+1)
-	for _, day := range days {
-		clear(starts)
-		lo, hi := int64(day)*dayMillis, int64(day)*dayMillis+dayMillis-1
-		each := func(f func(p, i int, rank uint32)) {
-			for p := range rows {
-				ids, ranks := rows[p].Vehicle, rank[p]
-				for i, ms := range rows[p].Event {
-					if ms >= lo && ms <= hi {
-						f(p, i, ranks[ids[i]])
-					}
-				}
-			}
-		}
-		each(func(_, _ int, r uint32) { starts[r+1]++ })
-		for i := range vehicles {
-			starts[i+1] += starts[i]
-		}
-		refs := make([]rowRef, count[day])
-		next := slices.Clone(starts[:vehicles])
-		each(func(p, i int, r uint32) {
-			refs[next[r]] = rowRef{uint32(p), uint32(i)} //nolint:gosec // bounded by memory
-			next[r]++
-		})
-		event := func(r rowRef) int64 { return rows[r.part].Event[r.row] }
-		for v := range vehicles {
-			one := refs[starts[v]:starts[v+1]]
-			byTime := func(a, b rowRef) int { return cmp.Compare(event(a), event(b)) }
-			if !slices.IsSortedFunc(one, byTime) {
-				slices.SortStableFunc(one, byTime)
-			}
-		}
-		out = append(out, dayRows{day: day, rows: refs})
+	// Vehicles by name, so that their rank sorts.
+	order := make([]uint32, len(f.vehicles))
+	for i := range order {
+		order[i] = uint32(i) //nolint:gosec // bounded by memory
+	}
+	slices.SortFunc(order, func(a, b uint32) int { return strings.Compare(f.vehicles[a], f.vehicles[b]) })
+	rank := make([]uint32, len(order))
+	sorted := make([]string, len(order))
+	for i, id := range order {
+		rank[id], sorted[i] = uint32(i), f.vehicles[id] //nolint:gosec // bounded by memory
+	}
+	f.vehicles = sorted
+	for i, id := range f.vehicle {
+		f.vehicle[i] = rank[id]
+	}
+	return f
+}
+
+func concat[T any](n int, rows []Rows, of func(*Rows) []T) []T {
+	out := make([]T, 0, n)
+	for i := range rows {
+		out = append(out, of(&rows[i])...)
 	}
 	return out
 }
 
-// rankVehicles returns, for each part, the rank of each of its names among all vehicles of the batch.
-func rankVehicles(rows []Rows) (rank [][]uint32, n int) {
-	rank = make([][]uint32, len(rows))
+// number gives the texts of a column numbers that hold for the whole batch: parts may have different dictionaries.
+func (f *flat) number(texts *[]string, of func(*Rows) []uint32) []uint32 {
+	const unseen = math.MaxUint32
+	out := make([]uint32, 0, f.n)
 	all := map[string]uint32{}
-	var names []string
-	for p := range rows {
-		seen := make([]bool, len(rows[p].Names))
-		for _, id := range rows[p].Vehicle {
-			seen[id] = true
+	for i, t := range *texts {
+		all[t] = uint32(i) //nolint:gosec // one at most
+	}
+	var local []uint32
+	for p := range f.rows {
+		names := f.rows[p].Names
+		if p == 0 || !sameNames(names, f.rows[p-1].Names) {
+			local = local[:0]
 		}
-		for id, ok := range seen {
-			name := rows[p].Names[id]
-			if !ok {
-				continue
+		for len(local) < len(names) {
+			local = append(local, unseen)
+		}
+		for _, id := range of(&f.rows[p]) {
+			n := local[id]
+			if n == unseen {
+				var ok bool
+				if n, ok = all[names[id]]; !ok {
+					n = uint32(len(*texts)) //nolint:gosec // bounded by memory
+					all[names[id]] = n
+					*texts = append(*texts, names[id])
+				}
+				local[id] = n
 			}
-			if _, known := all[name]; !known {
-				all[name] = 0
-				names = append(names, name)
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// sameNames tells whether one list is the other, longer by then: the parts of a lane mostly share a dictionary.
+func sameNames(a, b []string) bool {
+	n := min(len(a), len(b))
+	return n > 0 && &a[n-1] == &b[n-1] || n > 1 && slices.Equal(a[:n], b[:n])
+}
+
+// A dayRows is what a batch holds of one event day, sorted by vehicle and event time.
+type dayRows struct {
+	day  int32
+	rows []uint32
+}
+
+// byDay splits a batch into event days and sorts each by (vehicle, event time, place in the log).
+//
+// Sorting is counting: rows are dealt to their vehicle in the order of the log, and within a vehicle that is nearly always
+// the order of time already.
+func (f *flat) byDay() []dayRows {
+	rows := map[int32][]uint32{}
+	for i := 0; i < f.n; {
+		day := Day(f.event[i])
+		list := rows[day]
+		for ; i < f.n && Day(f.event[i]) == day; i++ {
+			list = append(list, uint32(i)) //nolint:gosec // bounded by memory
+		}
+		rows[day] = list
+	}
+	out := make([]dayRows, 0, len(rows))
+	starts := make([]int, len(f.vehicles)+1)
+	for _, day := range slices.Sorted(maps.Keys(rows)) {
+		list := rows[day]
+		clear(starts)
+		for _, i := range list {
+			starts[f.vehicle[i]+1]++
+		}
+		for v := range f.vehicles {
+			starts[v+1] += starts[v]
+		}
+		sorted := make([]uint32, len(list))
+		next := slices.Clone(starts)
+		for _, i := range list {
+			v := f.vehicle[i]
+			sorted[next[v]] = i
+			next[v]++
+		}
+		byTime := func(a, b uint32) int { return cmp.Compare(f.event[a], f.event[b]) }
+		for v := range f.vehicles {
+			if one := sorted[starts[v]:starts[v+1]]; !slices.IsSortedFunc(one, byTime) {
+				slices.SortStableFunc(one, byTime)
 			}
 		}
+		out = append(out, dayRows{day: day, rows: sorted})
 	}
-	slices.Sort(names)
-	for i, name := range names {
-		all[name] = uint32(i) //nolint:gosec // bounded by memory
+	return out
+}
+
+// object is the manifest row of one day, but for its name and size.
+func (f *flat) object(d dayRows) *File {
+	first, last := d.rows[0], d.rows[len(d.rows)-1]
+	o := &File{
+		Date: dateOf(d.day), Rows: int64(len(d.rows)), Schema: SchemaVersion,
+		MinVehicle: f.vehicles[f.vehicle[first]], MaxVehicle: f.vehicles[f.vehicle[last]],
+		MinTime: f.event[first], MaxTime: f.event[first],
 	}
-	for p := range rows {
-		rank[p] = make([]uint32, len(rows[p].Names))
-		for id, name := range rows[p].Names {
-			rank[p][id] = all[name]
-		}
+	for _, i := range d.rows {
+		o.MinTime, o.MaxTime = min(o.MinTime, f.event[i]), max(o.MaxTime, f.event[i])
 	}
-	return rank, len(names)
+	return o
 }
 
 // A writer writes objects, one at a time; it keeps its buffers between them.
@@ -177,116 +228,158 @@ func (w *writer) finish(f vfs.File) (int64, error) {
 }
 
 // write writes the rows of one day as an object at path, synced.
-func (w *writer) write(ctx context.Context, fs vfs.FS, path string, rows []Rows, day dayRows) (size int64, err error) {
-	f, err := w.create(fs, path)
+func (w *writer) write(ctx context.Context, fs vfs.FS, path string, f *flat, day dayRows) (size int64, err error) {
+	file, err := w.create(fs, path)
 	if err != nil {
 		return 0, err
 	}
-	for refs := day.rows; len(refs) > 0; {
-		n := min(len(refs), rowGroupRows)
-		if err = w.rowGroup(ctx, rows, refs[:n]); err != nil {
+	for rows := day.rows; len(rows) > 0; {
+		n := min(len(rows), rowGroupRows)
+		if err = w.rowGroup(ctx, f, rows[:n]); err != nil {
 			break
 		}
-		refs = refs[n:]
+		rows = rows[n:]
 	}
 	if err != nil {
-		_ = f.Close() // the write error is what matters; the file will be removed
+		_ = file.Close() // the write error is what matters; the file will be removed
 		w.w = nil
 		return 0, err
 	}
-	return w.finish(f)
+	return w.finish(file)
 }
 
+const strip = 2048
+
 // rowGroup writes column by column, in strips short enough to stay in the cache.
-func (w *writer) rowGroup(ctx context.Context, rows []Rows, refs []rowRef) error {
-	const strip = 2048
+func (w *writer) rowGroup(ctx context.Context, f *flat, rows []uint32) error {
 	cols := w.w.ColumnWriters()
+	if w.vals == nil {
+		w.vals = make([]parquet.Value, strip)
+	}
 	for c := range columns {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		for at := 0; at < len(refs); at += strip {
-			w.column(c, rows, refs[at:min(at+strip, len(refs))])
-			if _, err := cols[c].WriteRowValues(w.vals); err != nil {
-				return fmt.Errorf("column %d: %w", c, err)
+		column := w.column(c, f)
+		for at := 0; at < len(rows); at += strip {
+			if _, err := cols[c].WriteRowValues(column(rows[at:min(at+strip, len(rows))])); err != nil {
+				return fmt.Errorf("column %s: %w", w.s.names[min(c, len(w.s.names)-1)], err)
 			}
 		}
 	}
 	return w.w.Flush()
 }
 
-// column fills w.vals with one column of some rows.
-func (w *writer) column(c int, rows []Rows, refs []rowRef) {
-	vals := w.vals[:0]
-	if cap(vals) < len(refs) {
-		vals = make([]parquet.Value, 0, max(len(refs), 2048))
-	}
+// column returns the function that makes the values of a column for up to a strip of rows; they are valid until its next call.
+// Values need no levels but those of optional columns that are present: the others are zero.
+func (w *writer) column(c int, f *flat) func(rows []uint32) []parquet.Value {
 	switch {
 	case c == colVehicle:
-		for _, r := range refs {
-			p := &rows[r.part]
-			vals = append(vals, textValue(p.Names[p.Vehicle[r.row]]).Level(0, 0, c))
-		}
+		return w.each(func(i uint32) parquet.Value { return textValue(f.vehicles[f.vehicle[i]]) })
 	case c == colEvent:
-		for _, r := range refs {
-			vals = append(vals, parquet.Int64Value(rows[r.part].Event[r.row]).Level(0, 0, c))
-		}
+		return w.each(func(i uint32) parquet.Value { return parquet.Int64Value(f.event[i]) })
 	case c == colArrival:
-		for _, r := range refs {
-			vals = append(vals, parquet.Int64Value(rows[r.part].Arrival[r.row]).Level(0, 0, c))
-		}
-	case c == colLat || c == colLon:
-		for _, r := range refs {
-			p := &rows[r.part]
-			v := p.Lat
-			if c == colLon {
-				v = p.Lon
-			}
-			if p.Flags[r.row]&telemetry.FlagNoPosition != 0 {
-				vals = append(vals, parquet.NullValue().Level(0, 0, c))
-			} else {
-				vals = append(vals, parquet.DoubleValue(v[r.row]).Level(0, 1, c))
-			}
-		}
+		col := concat(f.n, f.rows, func(r *Rows) []int64 { return r.Arrival })
+		return w.each(func(i uint32) parquet.Value { return parquet.Int64Value(col[i]) })
+	case c == colLat:
+		return w.place(f, func(r *Rows) []float64 { return r.Lat })
+	case c == colLon:
+		return w.place(f, func(r *Rows) []float64 { return r.Lon })
 	case c < colStatus:
-		s := c - colSignal
-		for _, r := range refs {
-			p := &rows[r.part]
-			if p.Has[r.row]&(1<<s) != 0 {
-				vals = append(vals, parquet.DoubleValue(p.Signal[s][r.row]).Level(0, 1, c))
-			} else {
-				vals = append(vals, parquet.NullValue().Level(0, 0, c))
-			}
-		}
+		return w.signal(f, c-colSignal)
 	case c == colStatus:
-		for _, r := range refs {
-			p := &rows[r.part]
-			if id := p.Status[r.row]; id != 0 {
-				vals = append(vals, textValue(p.Names[id]).Level(0, 1, c))
-			} else {
-				vals = append(vals, parquet.NullValue().Level(0, 0, c))
+		return w.each(func(i uint32) parquet.Value {
+			if f.status[i] == 0 {
+				return parquet.Value{}
 			}
-		}
+			return textValue(f.statuses[f.status[i]]).Level(0, 1, c)
+		})
 	case c == colFlags:
-		for _, r := range refs {
-			vals = append(vals, parquet.Int32Value(int32(rows[r.part].Flags[r.row])).Level(0, 0, c)) //nolint:gosec // 7 bits
-		}
+		return w.each(func(i uint32) parquet.Value { return parquet.Int32Value(int32(f.flags[i])) }) //nolint:gosec // 7 bits
 	default:
-		for _, r := range refs {
-			others := rows[r.part].Others(int(r.row))
-			if len(others) == 0 {
-				vals = append(vals, parquet.NullValue().Level(0, mapNull, c))
+		return w.others(f, c)
+	}
+}
+
+func (w *writer) each(value func(uint32) parquet.Value) func([]uint32) []parquet.Value {
+	return func(rows []uint32) []parquet.Value {
+		vals := w.vals[:len(rows)]
+		for k, i := range rows {
+			vals[k] = value(i)
+		}
+		return vals
+	}
+}
+
+func (w *writer) place(f *flat, of func(*Rows) []float64) func([]uint32) []parquet.Value {
+	col := concat(f.n, f.rows, of)
+	return func(rows []uint32) []parquet.Value {
+		vals := w.vals[:len(rows)]
+		for k, i := range rows {
+			if f.flags[i]&telemetry.FlagNoPosition != 0 {
+				vals[k] = parquet.Value{}
+				continue
 			}
-			for i, o := range others {
+			vals[k] = parquet.DoubleValue(col[i])
+			vals[k].SetDefinitionLevel(1)
+		}
+		return vals
+	}
+}
+
+func (w *writer) signal(f *flat, s int) func([]uint32) []parquet.Value {
+	col, any := make([]float64, f.n), false
+	for p := range f.rows {
+		if f.rows[p].Signal[s] != nil {
+			copy(col[f.base[p]:], f.rows[p].Signal[s])
+			any = true
+		}
+	}
+	if !any {
+		clear(w.vals)
+		return func(rows []uint32) []parquet.Value { return w.vals[:len(rows)] }
+	}
+	return func(rows []uint32) []parquet.Value {
+		vals := w.vals[:len(rows)]
+		for k, i := range rows {
+			if f.has[i]&(1<<s) == 0 {
+				vals[k] = parquet.Value{}
+				continue
+			}
+			vals[k] = parquet.DoubleValue(col[i])
+			vals[k].SetDefinitionLevel(1)
+		}
+		return vals
+	}
+}
+
+func (w *writer) others(f *flat, c int) func([]uint32) []parquet.Value {
+	if !slices.ContainsFunc(f.rows, func(r Rows) bool { return r.HasOthers() }) {
+		clear(w.vals)
+		return func(rows []uint32) []parquet.Value { return w.vals[:len(rows)] }
+	}
+	var vals []parquet.Value
+	return func(rows []uint32) []parquet.Value {
+		vals = vals[:0]
+		for _, i := range rows {
+			p, found := slices.BinarySearch(f.base, int(i))
+			if !found {
+				p--
+			}
+			others := f.rows[p].Others(int(i) - f.base[p])
+			if len(others) == 0 {
+				vals = append(vals, parquet.Value{}.Level(0, mapNull, c))
+			}
+			for k, o := range others {
 				v := parquet.DoubleValue(o.Value)
 				if c == colKey {
 					v = textValue(w.cat.Def(o.ID).Name)
 				}
-				vals = append(vals, v.Level(min(i, 1), mapPresent, c))
+				vals = append(vals, v.Level(min(k, 1), mapPresent, c))
 			}
 		}
+		return vals
 	}
-	w.vals = vals
 }
 
 // textValue borrows s: column buffers copy what they are given.
