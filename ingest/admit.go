@@ -121,7 +121,7 @@ func (b *batch) add(p *Payload) {
 		}
 	}
 	for _, u := range p.Unread {
-		b.refuse(u.Data, u.Line, NotReading, u.Reason)
+		b.refuseIn(p.Body, u.Data, u.Line, NotReading, u.Reason)
 	}
 	b.line, b.rest = 0, p.Data
 	if err := telemetry.Split(p.Data, b.each); err != nil {

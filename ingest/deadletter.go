@@ -18,15 +18,20 @@ const (
 // the payload. A body of a million bad lines so becomes some forty letters, not a million.
 type letter struct {
 	payload *Payload
-	data    []byte // a part of payload.Data
+	whole   []byte // the sender's body, or what of it is known
+	data    []byte // a part of whole
 	reason  string // of the first
 	line    int    // of the first
 	last    int    // line of the last
 	lines   int
 }
 
-// refuse puts a reading into the dead letters of this round.
+// refuse puts a part of the payload's data into the dead letters of this round.
 func (b *batch) refuse(data []byte, line int, why Reason, reason string) {
+	b.refuseIn(b.payload.Data, data, line, why, reason)
+}
+
+func (b *batch) refuseIn(whole, data []byte, line int, why Reason, reason string) {
 	r := b.receipt
 	if r.Refused == 0 {
 		r.First = why
@@ -35,10 +40,12 @@ func (b *batch) refuse(data []byte, line int, why Reason, reason string) {
 	r.Refused++
 	r.problem(line, reason, false)
 	b.door.m.refused[why].Inc()
-	if n := len(b.letters); n > 0 && b.letters[n-1].join(b.payload, data, line) {
+	if n := len(b.letters); n > 0 && b.letters[n-1].join(whole, data, line) {
 		return
 	}
-	b.letters = append(b.letters, letter{payload: b.payload, data: data, reason: reason, line: line, last: line, lines: 1})
+	b.letters = append(b.letters, letter{
+		payload: b.payload, whole: whole, data: data, reason: reason, line: line, last: line, lines: 1,
+	})
 	b.letterBytes += len(data)
 	if len(b.letters) >= maxLetters || b.letterBytes >= maxLetterBytes {
 		b.bury()
@@ -46,15 +53,15 @@ func (b *batch) refuse(data []byte, line int, why Reason, reason string) {
 }
 
 // join adds the line after the letter's last one to it, if it is that and there is room.
-func (l *letter) join(p *Payload, data []byte, line int) bool {
-	if l.payload != p || line != l.last+1 || len(l.data) == 0 || len(data) == 0 {
+func (l *letter) join(whole, data []byte, line int) bool {
+	if line != l.last+1 || len(l.data) == 0 || len(data) == 0 || unsafe.SliceData(whole) != unsafe.SliceData(l.whole) {
 		return false
 	}
-	from, to := offset(p.Data, l.data), offset(p.Data, data)+len(data)
-	if from < 0 || to > len(p.Data) || to-from > stream.MaxDeadLetterData || to < from+len(l.data) {
+	from, to := offset(whole, l.data), offset(whole, data)+len(data)
+	if from < 0 || to > len(whole) || to-from > stream.MaxDeadLetterData || to < from+len(l.data) {
 		return false
 	}
-	l.data, l.last = p.Data[from:to], line
+	l.data, l.last = whole[from:to], line
 	l.lines++
 	return true
 }

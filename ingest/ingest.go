@@ -136,6 +136,9 @@ func New(cfg Config) (*Admitter, error) {
 // Limits returns the limits in force, defaults filled in.
 func (a *Admitter) Limits() Limits { return a.limits }
 
+// Catalog returns the signal catalog.
+func (a *Admitter) Catalog() *telemetry.Catalog { return a.catalog }
+
 // TryReserve takes n bytes of InFlightBytes if they are free.
 func (a *Admitter) TryReserve(n int64) bool {
 	if !a.room.TryAcquire(n) {
@@ -233,14 +236,15 @@ type Payload struct {
 	Wait context.Context //nolint:containedctx // of this payload, not of the call: payloads share a call
 	// Line is added to line numbers: where in the sender's body this part began.
 	Line int
-	// Unread are parts of the sender's body that the door could not turn into JSON; they are refused with the rest.
+	// Unread are parts of Body, the sender's, that the door could not turn into JSON; they are refused with the rest.
 	Unread []Unread
+	Body   []byte
 }
 
 // Unread is a part of a body that is not in a payload's Data because it could not be read.
 type Unread struct {
-	Line   int // in the sender's body, from 1
-	Data   []byte
+	Line   int    // in the sender's body, from 1
+	Data   []byte // a part of the payload's Body
 	Reason string
 }
 

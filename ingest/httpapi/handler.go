@@ -52,7 +52,6 @@ type Handler struct {
 type scratch struct {
 	receipt, part ingest.Receipt
 	out           []byte
-	csv           csvRows
 }
 
 // New returns a Handler.
@@ -67,8 +66,7 @@ func New(cfg Config, admit *ingest.Admitter) (*Handler, error) {
 	h.buffers = newBuffers(h.door, h.limits.MaxBody)
 	var err error
 	// DecodeAll decodes into what it is given and grows it by no byte: a frame's own claim about its size costs nothing.
-	h.zstd, err = zstd.NewReader(nil, zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderConcurrency(0),
-		zstd.WithDecoderMaxMemory(uint64(h.limits.MaxBody)+1), zstd.WithDecoderLowmem(true)) //nolint:gosec // positive
+	h.zstd, err = zstd.NewReader(nil, zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderConcurrency(0), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return nil, fmt.Errorf("make zstd decoder: %w", err)
 	}
@@ -97,7 +95,7 @@ func (h *Handler) readings(w http.ResponseWriter, r *http.Request) {
 	}
 	defer h.scratch.Put(s)
 	payload := ingest.Payload{Vehicle: r.PathValue("id"), From: r.RemoteAddr}
-	rows, p := h.mapping(r, payload.Vehicle)
+	table, p := h.mapping(r)
 	if p != nil {
 		p.write(w)
 		return
@@ -110,8 +108,8 @@ func (h *Handler) readings(w http.ResponseWriter, r *http.Request) {
 	}
 	// From here on the sender's going away changes nothing: what it sent is stored as if it had stayed.
 	ctx := context.WithoutCancel(r.Context())
-	if rows != nil {
-		p = h.admitCSV(ctx, s, rows, payload, body.data)
+	if table != nil {
+		p = h.admitCSV(ctx, s, table, payload, body.data)
 	} else {
 		payload.Data = body.data
 		h.door.Admit(ctx, payload, &s.receipt)

@@ -1,0 +1,817 @@
+package mqtt_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/eclipse/paho.golang/paho"
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/milepost/milepost/ingest"
+	"github.com/milepost/milepost/ingest/internal/memlog"
+	"github.com/milepost/milepost/ingest/mqtt"
+	"github.com/milepost/milepost/stream"
+	"github.com/milepost/milepost/telemetry"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience is how long a test waits for what must come. What must not come is looked for after a round trip, never by waiting.
+const patience = 10 * time.Second
+
+type world struct {
+	t         testing.TB
+	log, dead memlog.Log
+	reg       *prometheus.Registry
+	admit     *ingest.Admitter
+	server    *mqtt.Server
+	closeOnce sync.Once
+}
+
+func newWorld(t testing.TB, limits ingest.Limits, cfg mqtt.Config) *world {
+	t.Helper()
+	w := &world{t: t, reg: prometheus.NewRegistry()}
+	var err error
+	w.admit, err = ingest.New(ingest.Config{
+		Log: &w.log, DeadLetters: &w.dead, Catalog: telemetry.NewCatalog(), Limits: limits, Metrics: w.reg,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Address == "" {
+		cfg.Address = "127.0.0.1:0"
+	}
+	cfg.Metrics = w.reg
+	w.server, err = mqtt.Open(cfg, w.admit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		w.close()
+		if n := w.admit.InFlight(); n != 0 {
+			t.Errorf("%d bytes are still in flight at the end", n)
+		}
+	})
+	return w
+}
+
+func (w *world) close() {
+	w.closeOnce.Do(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := w.server.Close(ctx); err != nil {
+			w.t.Error(err)
+		}
+		if ctx.Err() != nil {
+			w.t.Error("the server did not drain in time")
+		}
+	})
+}
+
+func (w *world) stored() []string {
+	var out []string
+	for _, r := range w.log.Records() {
+		out = append(out, r.Key+" "+string(r.Data))
+	}
+	return out
+}
+
+func (w *world) letters() []stream.DeadLetter {
+	w.t.Helper()
+	var out []stream.DeadLetter
+	for _, r := range w.dead.Records() {
+		var d stream.DeadLetter
+		if err := json.Unmarshal(r.Data, &d); err != nil {
+			w.t.Fatal(err)
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
+func (w *world) counter(name, reason string) float64 {
+	w.t.Helper()
+	families, err := w.reg.Gather()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	sum := 0.0
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == "reason" && l.GetValue() == reason {
+					sum += m.GetCounter().GetValue()
+				}
+			}
+		}
+	}
+	return sum
+}
+
+// A device speaks MQTT 3.1.1 byte by byte, so that a test sees each packet.
+type device struct {
+	t    testing.TB
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+func text(s string) []byte { return append(binary.BigEndian.AppendUint16(nil, uint16(len(s))), s...) }
+
+func packet(first byte, parts ...[]byte) []byte {
+	var body []byte
+	for _, p := range parts {
+		body = append(body, p...)
+	}
+	out := []byte{first}
+	n := len(body)
+	for {
+		b := byte(n & 0x7f)
+		if n >>= 7; n > 0 {
+			b |= 0x80
+		}
+		out = append(out, b)
+		if n == 0 {
+			return append(out, body...)
+		}
+	}
+}
+
+func dial(t testing.TB, addr net.Addr) *device {
+	t.Helper()
+	conn, err := net.DialTimeout("tcp", addr.String(), patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	return &device{t: t, conn: conn, in: bufio.NewReader(conn)}
+}
+
+// connect returns the CONNACK's code.
+func (d *device) connect(id, user, password string) byte {
+	d.t.Helper()
+	flags := byte(0x02)
+	parts := [][]byte{text("MQTT"), {4, 0}, {0, 60}, text(id)}
+	if user != "" {
+		flags |= 0xC0
+		parts = append(parts, text(user), text(password))
+	}
+	parts[1][1] = flags
+	d.send(packet(0x10, parts...))
+	first, body := d.read()
+	if first != 0x20 || len(body) != 2 {
+		d.t.Fatalf("want CONNACK, got %x %x", first, body)
+	}
+	return body[1]
+}
+
+func (d *device) send(b []byte) {
+	d.t.Helper()
+	if _, err := d.conn.Write(b); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+func publishPacket(qos byte, id uint16, dup bool, topic, payload string) []byte {
+	first := 0x30 | qos<<1
+	if dup {
+		first |= 8
+	}
+	parts := [][]byte{text(topic)}
+	if qos > 0 {
+		parts = append(parts, binary.BigEndian.AppendUint16(nil, id))
+	}
+	return packet(first, append(parts, []byte(payload))...)
+}
+
+func (d *device) publish(qos byte, id uint16, topic, payload string) {
+	d.t.Helper()
+	d.send(publishPacket(qos, id, false, topic, payload))
+}
+
+func (d *device) read() (first byte, body []byte) {
+	d.t.Helper()
+	first, body, err := d.tryRead()
+	if err != nil {
+		d.t.Fatalf("read: %v", err)
+	}
+	return first, body
+}
+
+func (d *device) tryRead() (first byte, body []byte, err error) {
+	if first, err = d.in.ReadByte(); err != nil {
+		return 0, nil, err
+	}
+	n, err := binary.ReadUvarint(d.in) // the same encoding
+	if err != nil {
+		return 0, nil, err
+	}
+	body = make([]byte, n)
+	_, err = io.ReadFull(d.in, body)
+	return first, body, err
+}
+
+func (d *device) wantAck(id uint16) {
+	d.t.Helper()
+	first, body := d.read()
+	if first != 0x40 || len(body) != 2 || binary.BigEndian.Uint16(body) != id {
+		d.t.Fatalf("want PUBACK of %d, got %x %x", id, first, body)
+	}
+}
+
+// wantEnd wants the connection to end without a further packet.
+func (d *device) wantEnd() {
+	d.t.Helper()
+	first, body, err := d.tryRead()
+	if err == nil {
+		d.t.Fatalf("want the end of the connection, got %x %x", first, body)
+	}
+	if nerr, ok := errors.AsType[net.Error](err); ok && nerr.Timeout() {
+		d.t.Fatal("the connection stays open")
+	}
+}
+
+// ping makes a round trip: everything sent before has been dealt with.
+func (d *device) ping() {
+	d.t.Helper()
+	d.send([]byte{0xC0, 0})
+	if first, body := d.read(); first != 0xD0 {
+		d.t.Fatalf("want PINGRESP, got %x %x", first, body)
+	}
+}
+
+func (w *world) device(id string) *device {
+	w.t.Helper()
+	d := dial(w.t, w.server.Addr())
+	if code := d.connect(id, "", ""); code != 0 {
+		w.t.Fatalf("CONNACK %d", code)
+	}
+	return d
+}
+
+func TestPubackOnlyWhenDurable(t *testing.T) {
+	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
+	d := w.device("d1")
+	waiting := w.log.Hold()
+	d.publish(1, 7, "fleet/v1/telemetry", `{"speed":50}`)
+	<-waiting
+	// The append is under way. Another device's round trip shows that the server is not merely slow to answer.
+	w.device("d2").ping()
+	if n := d.in.Buffered(); n > 0 {
+		t.Errorf("%d bytes came before the record was durable", n)
+	}
+	w.log.Release()
+	d.wantAck(7)
+	if diff := cmp.Diff([]string{`v1 {"speed":50}`}, w.stored()); diff != "" {
+		t.Errorf("stored (-want +got):\n%s", diff)
+	}
+}
+
+// No PUBACK for what was not stored: the connection ends, the device connects again, sends again, and it is there once.
+func TestNoPubackWhenNotStored(t *testing.T) {
+	for _, fail := range []error{stream.ErrFull, stream.ErrFenced, stream.ErrClosed} {
+		w := newWorld(t, ingest.Limits{}, mqtt.Config{})
+		w.log.Fail(fail, 0)
+		d := w.device("d1")
+		d.publish(1, 7, "fleet/v1/telemetry", `{"speed":50}`)
+		d.wantEnd()
+		w.log.Fail(nil, 0)
+		d = w.device("d1")
+		d.send(publishPacket(1, 7, true, "fleet/v1/telemetry", `{"speed":50}`))
+		d.wantAck(7)
+		if diff := cmp.Diff([]string{`v1 {"speed":50}`}, w.stored()); diff != "" {
+			t.Errorf("%v: stored (-want +got):\n%s", fail, diff)
+		}
+	}
+}
+
+// An MQTT 3.1.1 device is acknowledged a bad message once that is durable as a dead letter, and not before.
+func TestBadPayloadOnMQTT3(t *testing.T) {
+	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
+	d := w.device("d1")
+	waiting := w.dead.Hold()
+	d.publish(1, 7, "fleet/v1/telemetry", "nonsense")
+	<-waiting
+	w.device("d2").ping()
+	if n := d.in.Buffered(); n > 0 {
+		t.Errorf("%d bytes came before the dead letter was durable", n)
+	}
+	w.dead.Release()
+	d.wantAck(7)
+	letters := w.letters()
+	if len(letters) != 1 || string(letters[0].Data) != "nonsense" || letters[0].Source != "mqtt" || letters[0].Key != "v1" ||
+		!strings.HasPrefix(letters[0].From, "d1 at 127.0.0.1:") || !strings.HasSuffix(letters[0].From, "topic fleet/v1/telemetry") {
+		t.Errorf("dead letters %+v", letters)
+	}
+	// A refusal that cannot be kept is not acknowledged either.
+	w.dead.Fail(stream.ErrFull, 0)
+	d.publish(1, 8, "fleet/v1/telemetry", "nonsense")
+	d.wantEnd()
+}
+
+func TestTopics(t *testing.T) {
+	w := newWorld(t, ingest.Limits{}, mqtt.Config{Topics: []string{"fleet/{vehicle}/telemetry", "old/+/data"}})
+	d := w.device("d1")
+	f := func(id uint16, topic, payload string) {
+		t.Helper()
+		d.publish(1, id, topic, payload)
+		d.wantAck(id)
+	}
+	f(1, "fleet/v1/telemetry", `[{"speed":1},{"truck_id":"v1"}]`)
+	f(2, "old/x/data", "{\"truck_id\":\"v2\"}\n{\"truck_id\":\"v3\"}")
+	f(3, "fleet/v1/telemetry", `{"truck_id":"v2"}`) // another vehicle's
+	f(4, "fleet/v1/other", `{"speed":1}`)
+	f(5, "fleet//telemetry", `{"truck_id":"v1"}`)
+	f(6, "fleet/v1/telemetry/more", `{"speed":1}`)
+	if diff := cmp.Diff([]string{`v1 {"speed":1}`, `v1 {"truck_id":"v1"}`, `v2 {"truck_id":"v2"}`, `v3 {"truck_id":"v3"}`}, w.stored()); diff != "" {
+		t.Errorf("stored (-want +got):\n%s", diff)
+	}
+	if n := len(w.letters()); n != 4 {
+		t.Errorf("%d dead letters, want 4", n)
+	}
+	if got := w.counter("milepost_ingest_refused_total", "topic"); got != 3 {
+		t.Errorf("refused for the topic: %v, want 3", got)
+	}
+	d.publish(1, 9, "$SYS/broker/version", "x") // the library would ignore it and leave the device waiting
+	d.wantEnd()
+	d = w.device("d1")
+	d.publish(2, 9, "fleet/v1/telemetry", `{"speed":1}`) // the library would answer with a PUBACK
+	d.wantEnd()
+}
+
+func TestOversizePackets(t *testing.T) {
+	w := newWorld(t, ingest.Limits{MaxMessage: 100_000}, mqtt.Config{})
+	d := w.device("d1")
+	big := `{"x":"` + strings.Repeat("x", 90_000) + `"}`
+	d.publish(1, 1, "fleet/v1/telemetry", big)
+	d.wantAck(1)
+	// As large as a reading may not be, in a packet that is allowed: a dead letter.
+	d.publish(1, 2, "fleet/v1/telemetry", `{"x":"`+strings.Repeat("x", 100_000)+`"}`)
+	d.wantAck(2)
+	if len(w.stored()) != 1 || len(w.letters()) != 1 {
+		t.Errorf("%d stored, %d dead letters", len(w.stored()), len(w.letters()))
+	}
+	// Beyond the packet's limit nothing is read, let alone allocated: the header is enough.
+	d.send([]byte{0x32, 0xff, 0xff, 0xff, 0x7f})
+	d.wantEnd()
+	d = dial(t, w.server.Addr())
+	d.send(append([]byte{0x10, 0xff, 0xff, 0x01}, make([]byte, 100)...)) // a CONNECT of 32 KiB
+	d.wantEnd()
+	if got := w.counter("milepost_ingest_refused_total", "too_large"); got != 3 {
+		t.Errorf("refused as too large: %v, want 3", got)
+	}
+}
+
+// Connections that announce big packets hold what they announce; when that is all there is, others are not read from until
+// it is given back.
+func TestBigPacketsReserveMemory(t *testing.T) {
+	w := newWorld(t, ingest.Limits{MaxMessage: 100_000, MaxBody: 100_000, InFlightBytes: 300_000}, mqtt.Config{})
+	payload := `{"x":"` + strings.Repeat("x", 90_000) + `"}`
+	whole := publishPacket(1, 1, false, "fleet/v1/telemetry", payload)
+	d1, d2 := w.device("d1"), w.device("d2")
+	d1.send(whole[:5000])
+	for w.admit.InFlight() == 0 { // ends when d1's announcement has been read
+		w.device("other").ping()
+	}
+	held := w.admit.InFlight()
+	if held < int64(2*len(payload)) || held > 300_000 {
+		t.Errorf("%d bytes in flight for a packet of %d", held, len(payload))
+	}
+	d2.send(whole)
+	w.device("other").ping()
+	if got := w.admit.InFlight(); got != held {
+		t.Errorf("%d bytes in flight with a second packet waiting, want %d", got, held)
+	}
+	if len(w.stored()) != 0 {
+		t.Error("the second packet did not wait")
+	}
+	d1.send(whole[5000:])
+	d1.wantAck(1)
+	d1.ping() // has it gone on to the next packet, and so given back
+	d2.wantAck(1)
+	// A connection that breaks in the middle gives back too.
+	d2.ping()
+	d1.send(whole[:5000])
+	for w.admit.InFlight() == 0 {
+		w.device("other").ping()
+	}
+	_ = d1.conn.Close()
+	for w.admit.InFlight() != 0 {
+		w.device("other").ping()
+	}
+}
+
+func TestQoS0(t *testing.T) {
+	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
+	d := w.device("d1")
+	waiting := w.log.Hold()
+	d.publish(0, 0, "fleet/v1/telemetry", `{"x":0}`)
+	<-waiting
+	for range 99 { // gather while the first is being stored
+		d.publish(0, 0, "fleet/v1/telemetry", `{"x":1}`)
+	}
+	d.publish(0, 0, "fleet/v1/telemetry", `nonsense`)
+	d.publish(0, 0, "elsewhere", `{"x":1}`)
+	d.ping() // QoS 0 waits for no disk
+	w.log.Release()
+	w.close() // stores what is queued
+	if n := len(w.stored()); n != 100 {
+		t.Errorf("%d stored, want 100", n)
+	}
+	if n := w.log.Appends(); n != 2 {
+		t.Errorf("in %d appends, want 2", n)
+	}
+	if n := len(w.letters()); n != 2 {
+		t.Errorf("%d dead letters, want 2", n)
+	}
+}
+
+// A flood of QoS 0 with a log that hangs holds a bounded number of bytes; the rest is dropped and counted.
+func TestQoS0IsBounded(t *testing.T) {
+	const most = 400_000
+	w := newWorld(t, ingest.Limits{MaxMessage: 1000, MaxBody: 1000, InFlightBytes: most}, mqtt.Config{})
+	w.log.Hold()
+	d := w.device("d1")
+	const n = 2000
+	for range n {
+		d.publish(0, 0, "fleet/v1/telemetry", `{"x":"`+strings.Repeat("x", 500)+`"}`)
+	}
+	d.ping()
+	if got := w.admit.InFlight(); got > most/2 { // a batch being stored and one that gathers, a quarter each
+		t.Errorf("%d bytes in flight, %d are QoS 0's", got, most/2)
+	}
+	dropped := w.counter("milepost_ingest_refused_total", "in_flight")
+	w.log.Release()
+	w.close()
+	if stored := len(w.stored()); dropped == 0 || stored+int(dropped) != n {
+		t.Errorf("%d stored and %v counted as dropped of %d", stored, dropped, n)
+	}
+}
+
+func TestRateSlowsADeviceDown(t *testing.T) {
+	w := newWorld(t, ingest.Limits{RatePerDevice: 20, BurstPerDevice: 1}, mqtt.Config{})
+	d, other := w.device("d1"), w.device("d2")
+	start := time.Now()
+	for id := uint16(1); id <= 5; id++ {
+		d.publish(1, id, "fleet/v1/telemetry", `{"speed":1}`)
+	}
+	other.publish(1, 1, "fleet/v2/telemetry", `{"speed":1}`)
+	other.wantAck(1) // is not held up
+	for id := uint16(1); id <= 5; id++ {
+		d.wantAck(id)
+	}
+	if took := time.Since(start); took < 190*time.Millisecond { // a lower bound: machines are slow, never fast
+		t.Errorf("5 messages at 20/s took %s", took)
+	}
+	if n := len(w.stored()); n != 6 {
+		t.Errorf("%d stored, want 6", n)
+	}
+	d.publish(0, 0, "fleet/v1/telemetry", `{"speed":1}`)
+	d.publish(0, 0, "fleet/v1/telemetry", `{"speed":1}`)
+	d.ping()
+	w.close()
+	if got := w.counter("milepost_ingest_refused_total", "rate"); got+float64(len(w.stored())) != 8 {
+		t.Errorf("%v dropped over the rate and %d stored of 8", got, len(w.stored()))
+	}
+}
+
+func TestUsers(t *testing.T) {
+	w := newWorld(t, ingest.Limits{}, mqtt.Config{Users: []mqtt.User{
+		{Name: "truck", Password: "secret", Vehicle: "v1"}, {Name: "gateway", Password: "other"},
+	}})
+	f := func(user, password string, want byte) *device {
+		t.Helper()
+		d := dial(t, w.server.Addr())
+		if got := d.connect("d-"+user, user, password); got != want {
+			t.Errorf("user %q: CONNACK %d, want %d", user, got, want)
+		}
+		return d
+	}
+	f("", "", 5)
+	f("truck", "wrong", 5)
+	f("nobody", "secret", 5)
+	d := f("gateway", "other", 0)
+	d.publish(1, 1, "fleet/v7/telemetry", `{"speed":1}`)
+	d.wantAck(1)
+	d = f("truck", "secret", 0)
+	d.publish(1, 1, "fleet/v1/telemetry", `{"speed":1}`)
+	d.wantAck(1)
+	d.publish(1, 2, "fleet/v2/telemetry", `{"speed":1}`)
+	d.wantAck(2)
+	if diff := cmp.Diff([]string{`v7 {"speed":1}`, `v1 {"speed":1}`}, w.stored()); diff != "" {
+		t.Errorf("stored (-want +got):\n%s", diff)
+	}
+	if letters := w.letters(); len(letters) != 1 || letters[0].Key != "" {
+		t.Errorf("dead letters %+v", letters)
+	}
+	if got := w.counter("milepost_ingest_refused_total", "auth"); got != 3 {
+		t.Errorf("refused: %v, want 3", got)
+	}
+}
+
+func TestSubscriptions(t *testing.T) {
+	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
+	d := w.device("v1")
+	f := func(filter string, want byte) {
+		t.Helper()
+		d.send(packet(0x82, []byte{0, 1}, text(filter), []byte{0}))
+		first, body := d.read()
+		if first != 0x90 || len(body) != 3 || body[2] != want {
+			t.Errorf("SUBSCRIBE %s: %x %x, want %x", filter, first, body, want)
+		}
+	}
+	f("fleet/v1/commands", 0)
+	f("fleet/v1/#", 0)
+	f("fleet/v1", 0x80)
+	f("fleet/v2/#", 0x80)
+	f("fleet/+/telemetry", 0x80)
+	f("#", 0x80)
+	f("$SYS/#", 0x80)
+	d.publish(1, 2, "fleet/v1/telemetry", `{"speed":1}`)
+	d.wantAck(2)
+	d.ping() // nothing is forwarded, not even to itself
+}
+
+func TestConnectionsAreBounded(t *testing.T) {
+	w := newWorld(t, ingest.Limits{}, mqtt.Config{MaxConnections: 2})
+	a := w.device("a")
+	silent := dial(t, w.server.Addr()) // counts before it has said anything
+	for w.connections() != 2 {
+		a.ping()
+	}
+	dial(t, w.server.Addr()).wantEnd()
+	_ = silent.conn.Close()
+	for w.connections() != 1 {
+		a.ping()
+	}
+	w.device("c").ping()
+}
+
+func (w *world) connections() float64 {
+	families, _ := w.reg.Gather()
+	for _, f := range families {
+		if f.GetName() == "milepost_ingest_mqtt_connections" {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	w.t.Fatal("no gauge of connections")
+	return 0
+}
+
+// Close lets what is being stored be acknowledged, and then ends the connections.
+func TestCloseAnswersWhatIsUnderWay(t *testing.T) {
+	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
+	d, idle := w.device("d1"), w.device("d2")
+	dial(t, w.server.Addr()) // has not said CONNECT
+	waiting := w.log.Hold()
+	d.publish(1, 7, "fleet/v1/telemetry", `{"speed":50}`)
+	<-waiting
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		w.close()
+	}()
+	idle.wantEnd()
+	w.log.Release()
+	d.wantAck(7)
+	d.wantEnd()
+	<-closed
+}
+
+// When its context ends, Close does not wait for a log that hangs.
+func TestCloseGivesUp(t *testing.T) {
+	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
+	d := w.device("d1")
+	waiting := w.log.Hold()
+	d.publish(1, 7, "fleet/v1/telemetry", `{"speed":50}`)
+	d2 := w.device("d2")
+	d2.publish(0, 0, "fleet/v1/telemetry", `{"speed":50}`)
+	<-waiting
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := w.server.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	d.wantEnd()
+	if len(w.stored()) != 0 {
+		t.Error("stored although the log hung")
+	}
+}
+
+// A will is taken in like a QoS 0 message.
+func TestWill(t *testing.T) {
+	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
+	d := dial(t, w.server.Addr())
+	d.send(packet(0x10, text("MQTT"), []byte{4, 0x06 | 0x20, 0, 60}, text("d1"), text("fleet/v1/telemetry"), text(`{"status":"lost"}`)))
+	if first, body := d.read(); first != 0x20 || body[1] != 0 {
+		t.Fatalf("CONNACK %x %x", first, body)
+	}
+	_ = d.conn.Close()
+	other := w.device("d2")
+	for len(w.stored()) == 0 {
+		other.ping()
+	}
+	if diff := cmp.Diff([]string{`v1 {"status":"lost"}`}, w.stored()); diff != "" {
+		t.Errorf("stored (-want +got):\n%s", diff)
+	}
+}
+
+func TestTLS(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(cert)
+	w := newWorld(t, ingest.Limits{}, mqtt.Config{
+		TLSAddress: "127.0.0.1:0", TLS: &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}},
+	})
+	conn, err := tls.Dial("tcp", w.server.TLSAddr().String(), &tls.Config{RootCAs: roots})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	d := &device{t: t, conn: conn, in: bufio.NewReader(conn)}
+	if code := d.connect("d1", "", ""); code != 0 {
+		t.Fatalf("CONNACK %d", code)
+	}
+	d.publish(1, 1, "fleet/v1/telemetry", `{"x":"`+strings.Repeat("x", 50_000)+`"}`)
+	d.wantAck(1)
+	plain := dial(t, w.server.TLSAddr())
+	plain.send(packet(0x10, text("MQTT"), []byte{4, 2, 0, 60}, text("d2"))) // does not speak TLS
+	for {
+		if _, err := plain.in.ReadByte(); err != nil { // after an alert, which is TLS's to send
+			break
+		}
+	}
+	if len(w.stored()) != 1 {
+		t.Errorf("%d stored, want 1", len(w.stored()))
+	}
+}
+
+func TestConfigsThatMakeNoSense(t *testing.T) {
+	admit, err := ingest.New(ingest.Config{Log: &memlog.Log{}, DeadLetters: &memlog.Log{}, Catalog: telemetry.NewCatalog()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cfg := range []mqtt.Config{
+		{},
+		{TLSAddress: "127.0.0.1:0"},
+		{Address: "127.0.0.1:0", Topics: []string{""}},
+		{Address: "127.0.0.1:0", Topics: []string{"fleet/#"}},
+		{Address: "127.0.0.1:0", Topics: []string{"fleet/x{vehicle}"}},
+		{Address: "127.0.0.1:0", Topics: []string{"{vehicle}/{vehicle}"}},
+		{Address: "127.0.0.1:0", Topics: []string{"$share/{vehicle}"}},
+		{Address: "127.0.0.1:0", Users: []mqtt.User{{Name: "a"}}},
+		{Address: "127.0.0.1:0", Users: []mqtt.User{{Name: "a", Password: "b"}, {Name: "a", Password: "c"}}},
+		{Address: "256.0.0.1:0"},
+	} {
+		if s, err := mqtt.Open(cfg, admit); err == nil {
+			t.Errorf("opened with %+v", cfg)
+			_ = s.Close(t.Context())
+		}
+	}
+}
+
+// phone is an MQTT 5 client as devices have it.
+func (w *world) phone(id string) *paho.Client {
+	w.t.Helper()
+	conn, err := net.DialTimeout("tcp", w.server.Addr().String(), patience)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	c := paho.NewClient(paho.ClientConfig{ClientID: id, Conn: conn, PacketTimeout: patience})
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	ack, err := c.Connect(ctx, &paho.Connect{ClientID: id, KeepAlive: 30, CleanStart: true})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if p := ack.Properties; p.MaximumQoS == nil || *p.MaximumQoS != 1 || p.MaximumPacketSize == nil || p.ReceiveMaximum == nil || *p.ReceiveMaximum != 256 {
+		w.t.Errorf("CONNACK properties %+v", p)
+	}
+	w.t.Cleanup(func() {
+		_ = c.Disconnect(&paho.Disconnect{})
+		<-c.Done()
+	})
+	return c
+}
+
+func TestMQTT5ReasonCodes(t *testing.T) {
+	w := newWorld(t, ingest.Limits{MaxMessage: 1000}, mqtt.Config{})
+	c := w.phone("p1")
+	f := func(want byte, topic, payload, reason string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		resp, err := c.Publish(ctx, &paho.Publish{
+			QoS: 1, Topic: topic, Payload: []byte(payload),
+			Properties: &paho.PublishProperties{User: paho.UserProperties{{Key: "k", Value: "v"}}},
+		})
+		if resp == nil {
+			t.Fatalf("%s %.50s: %v", topic, payload, err)
+		}
+		if resp.ReasonCode != want || (err != nil) != (want >= 0x80) {
+			t.Errorf("%s %.50s: PUBACK %x, %v, want %x", topic, payload, resp.ReasonCode, err, want)
+		}
+		got := ""
+		if resp.Properties != nil {
+			got = resp.Properties.ReasonString
+			if len(resp.Properties.User) > 0 {
+				t.Errorf("PUBACK carries the message's properties back: %+v", resp.Properties)
+			}
+		}
+		if (reason == "") != (got == "") || !strings.Contains(got, reason) {
+			t.Errorf("%s %.50s: PUBACK says %q, want %q in it", topic, payload, got, reason)
+		}
+	}
+	f(0, "fleet/v1/telemetry", `{"speed":1}`, "")
+	f(0, "fleet/v1/telemetry", "{\"speed\":1}\n{\"speed\":2}", "")
+	f(0x99, "fleet/v1/telemetry", `{"speed":`, "cut short")
+	f(0x99, "fleet/v1/telemetry", "{\"speed\":1}\nx\ny", "2 of 3 readings refused, the first in line 2")
+	f(0x87, "fleet/v1/telemetry", `{"truck_id":"v2"}`, "v2")
+	f(0x87, "fleet/v1", `{"truck_id":"v1"}`, "no mapping")
+	f(0x97, "fleet/v1/telemetry", `{"x":"`+strings.Repeat("x", 1000)+`"}`, "limit")
+	if len(w.stored()) != 4 || len(w.letters()) != 5 {
+		t.Errorf("%d stored, %d dead letters", len(w.stored()), len(w.letters()))
+	}
+}
+
+// Topic aliases are looked up by the library after it has asked who may publish.
+func TestMQTT5TopicAlias(t *testing.T) {
+	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
+	c := w.phone("p1")
+	alias := uint16(3)
+	for _, topic := range []string{"fleet/v1/telemetry", "", ""} {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		_, err := c.Publish(ctx, &paho.Publish{
+			QoS: 1, Topic: topic, Payload: []byte(`{"speed":1}`), Properties: &paho.PublishProperties{TopicAlias: &alias},
+		})
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(w.stored()); n != 3 {
+		t.Errorf("%d stored, want 3", n)
+	}
+}
+
+func TestMQTT5NotStored(t *testing.T) {
+	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
+	w.log.Fail(stream.ErrFull, 0)
+	conn, err := net.DialTimeout("tcp", w.server.Addr().String(), patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reasons := make(chan byte, 1)
+	c := paho.NewClient(paho.ClientConfig{
+		ClientID: "p1", Conn: conn, PacketTimeout: patience,
+		OnServerDisconnect: func(d *paho.Disconnect) { reasons <- d.ReasonCode },
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := c.Connect(ctx, &paho.Connect{ClientID: "p1", KeepAlive: 30, CleanStart: true}); err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := c.Publish(ctx, &paho.Publish{QoS: 1, Topic: "fleet/v1/telemetry", Payload: []byte(`{"speed":1}`)}); err == nil {
+		t.Errorf("acknowledged with %+v", resp)
+	}
+	if got := <-reasons; got != 0x97 {
+		t.Errorf("DISCONNECT %x, want 97 (quota exceeded)", got)
+	}
+	<-c.Done()
+}
