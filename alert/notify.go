@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -140,7 +142,6 @@ type worker struct {
 type try struct {
 	n    int
 	next time.Time
-	seen bool // in the page just read
 }
 
 func (w *worker) run(ctx context.Context) {
@@ -184,44 +185,61 @@ func wait(ctx context.Context, changed <-chan struct{}, d time.Duration) {
 
 // page attempts what is due. It tells whether any notification was finished, and otherwise when the next is due.
 func (w *worker) page(ctx context.Context, effects []state.Effect) (progress bool, next time.Time) {
-	for _, t := range w.tries {
-		t.seen = false
-	}
-	earliest := func(t time.Time) {
-		if next.IsZero() || t.Before(next) {
-			next = t
-		}
-	}
-	for _, e := range effects {
+	queue := w.queue(effects)
+	for _, q := range queue {
 		if ctx.Err() != nil {
 			return progress, next
 		}
-		t := w.tries[e.ID]
-		if t != nil {
-			t.seen = true
-		}
 		due := w.pause
-		if t != nil && t.next.After(due) {
-			due = t.next
+		if q.next.After(due) {
+			due = q.next
 		}
-		if due.After(time.Now()) {
-			earliest(due)
-			continue
+		if !due.After(time.Now()) {
+			if w.attempt(ctx, q.effect) {
+				delete(w.tries, q.effect.ID)
+				progress = true
+				continue
+			}
+			if t := w.tries[q.effect.ID]; t != nil {
+				due = t.next
+			}
 		}
-		if w.attempt(ctx, e) {
-			delete(w.tries, e.ID)
-			progress = true
-		} else if t := w.tries[e.ID]; t != nil {
-			t.seen = true
-			earliest(t.next)
-		}
-	}
-	for id, t := range w.tries {
-		if !t.seen {
-			delete(w.tries, id) // someone else finished it
+		if next.IsZero() || due.Before(next) {
+			next = due
 		}
 	}
 	return progress, next
+}
+
+type queued struct {
+	effect state.Effect
+	next   time.Time
+}
+
+// queue orders a page. Of one alert, only the oldest: nobody should hear of an end before its beginning. Otherwise who waits
+// longest comes first, and who was never tried before all: a notification that a sink keeps failing on delays no other (P8).
+func (w *worker) queue(effects []state.Effect) []queued {
+	out := make([]queued, 0, len(effects))
+	alerts := make(map[string]bool, len(effects))
+	here := make(map[string]bool, len(w.tries))
+	for _, e := range effects {
+		q := queued{effect: e}
+		if t := w.tries[e.ID]; t != nil {
+			q.next = t.next
+			here[e.ID] = true
+		}
+		if id, _, _ := strings.Cut(e.ID, "/"); !alerts[id] {
+			alerts[id] = true
+			out = append(out, q)
+		}
+	}
+	for id := range w.tries {
+		if !here[id] {
+			delete(w.tries, id) // someone else finished it
+		}
+	}
+	slices.SortStableFunc(out, func(a, b queued) int { return a.next.Compare(b.next) })
+	return out
 }
 
 // attempt sends one notification. True: it is finished, one way or the other.
