@@ -43,6 +43,9 @@ type Config struct {
 	Log     *slog.Logger       // nil: silent
 	Metrics prometheus.Registerer
 
+	// OnFlush, if not nil, writes to the step that moves a shard's checkpoint: what others kept only until then can go.
+	OnFlush func(tx state.Tx, shard stream.ShardID, to stream.Position) error
+
 	FlushRows int           // a shard's tail is flushed at so many rows; 0: 262,144
 	FlushAge  time.Duration // and when its oldest row has waited for so long; 0: 60 s
 

@@ -144,6 +144,9 @@ func (a *Archive) flushLane(ctx context.Context, l *Lane) error {
 		if len(files) > 0 {
 			tx.Sync()
 		}
+		if a.cfg.OnFlush != nil {
+			return a.cfg.OnFlush(tx, l.shard, b.to)
+		}
 		return nil
 	})
 	if err != nil {

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/milepost/milepost/internal/conf"
+	"github.com/milepost/milepost/internal/vfs"
+	"github.com/milepost/milepost/process/rule"
+)
+
+func runServe(ctx context.Context, e *env, args []string) error {
+	fs := flags(e, "serve")
+	path := fs.String("config", "", "configuration file; without one, defaults")
+	if rest, err := parse(fs, args); err != nil {
+		return err
+	} else if len(rest) > 0 {
+		return usagef("unexpected %q", rest[0])
+	}
+	cfg, err := loadConfig(*path)
+	if err != nil {
+		return &usageError{err}
+	}
+	log := newLogger(e.stderr, cfg.Log)
+	s, err := openServer(ctx, cfg, vfs.Disk, log)
+	if err != nil {
+		return err
+	}
+	log.Info("serving", "http", s.listener.Addr().String(), "mqtt", cfg.MQTT.Listen, "data", cfg.Data)
+	return s.run(ctx)
+}
+
+func newLogger(w io.Writer, c LogConfig) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
+		level = slog.LevelInfo // Validate has checked it
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if c.Format == "json" {
+		return slog.New(slog.NewJSONHandler(w, o))
+	}
+	return slog.New(slog.NewTextHandler(w, o))
+}
+
+// runCheck validates everything that can be known without starting, and prints what would run.
+func runCheck(_ context.Context, e *env, args []string) error {
+	fs := flags(e, "check")
+	path := fs.String("config", "", "configuration file; without one, defaults")
+	full := fs.Bool("full", false, "print the whole effective configuration too (secrets are left out)")
+	rest, err := parse(fs, args)
+	if err != nil {
+		return err
+	}
+	if len(rest) == 1 && *path == "" {
+		*path = rest[0]
+	}
+	cfg, err := loadConfig(*path)
+	if err != nil {
+		return &usageError{err}
+	}
+	specs, err := cfg.Rules.specs()
+	if err != nil {
+		return &usageError{err}
+	}
+	if _, err := rule.Compile(specs, cfg.catalog()); err != nil {
+		return &usageError{err}
+	}
+	if _, err := cfg.Alerts.Sinks(slog.New(slog.DiscardHandler)); err != nil {
+		return &usageError{fmt.Errorf("alerts.%w", err)}
+	}
+	for _, f := range []string{cfg.MQTT.TLS.Cert, cfg.MQTT.TLS.Key} {
+		if f != "" {
+			if _, err := os.Stat(f); err != nil {
+				return &usageError{fmt.Errorf("mqtt.tls: %w", err)}
+			}
+		}
+	}
+	t := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
+	row := func(k, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", k, fmt.Sprintf(format, args...)) }
+	row("data", "%s", cfg.Data)
+	row("http", "%s", cfg.HTTP.Listen)
+	row("mqtt", "%s", orNone(cfg.MQTT.Listen))
+	if cfg.MQTT.TLS.Cert != "" {
+		row("mqtt over TLS", "%s", cfg.MQTT.TLS.Listen)
+	}
+	row("stream", "%d shards at creation, kept %s", cfg.Stream.Shards, cfg.Stream.Retention)
+	kept := "for ever"
+	if cfg.Archive.Retention > 0 {
+		kept = cfg.Archive.Retention.String()
+	}
+	row("archive", "Parquet after %s or %d rows, kept %s", cfg.Archive.FlushAge, cfg.Archive.FlushRows, kept)
+	sql := "yes"
+	if !sqlBuilt() {
+		sql = "not in this build (CGO_ENABLED=0)"
+	}
+	row("sql", "%s", sql)
+	for _, s := range specs {
+		state := s.When
+		if s.Kind == rule.Offline {
+			state = "silent for " + conf.Duration(s.Silence).String()
+		}
+		if s.For > 0 {
+			state += " for " + conf.Duration(s.For).String()
+		}
+		if s.Disabled {
+			state += " (disabled)"
+		}
+		row("rule "+s.Name, "%s: %s", s.Severity, state)
+	}
+	for _, sev := range []string{rule.Info, rule.Warning, rule.Critical} {
+		row("alerts "+sev, "to %s", orNone(strings.Join(cfg.Alerts.Route(sev), ", ")))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if *full {
+		text, err := conf.Effective(cfg.redacted())
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(e.stdout, "\n%s", text)
+	}
+	return nil
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+// redacted returns a copy whose secrets are replaced, to be printed.
+func (c *Config) redacted() *Config {
+	const hidden = "(set)"
+	r := *c
+	if r.HTTP.Token != "" {
+		r.HTTP.Token = hidden
+	}
+	r.MQTT.Users = map[string]string{}
+	for u := range c.MQTT.Users {
+		r.MQTT.Users[u] = hidden
+	}
+	r.Alerts.Webhooks = append(r.Alerts.Webhooks[:0:0], c.Alerts.Webhooks...)
+	for i := range r.Alerts.Webhooks {
+		if r.Alerts.Webhooks[i].Secret != "" {
+			r.Alerts.Webhooks[i].Secret = hidden
+		}
+		h := map[string]string{}
+		for k := range r.Alerts.Webhooks[i].Headers {
+			h[k] = hidden
+		}
+		r.Alerts.Webhooks[i].Headers = h
+	}
+	r.Alerts.Email = append(r.Alerts.Email[:0:0], c.Alerts.Email...)
+	for i := range r.Alerts.Email {
+		if r.Alerts.Email[i].Password != "" {
+			r.Alerts.Email[i].Password = hidden
+		}
+	}
+	return &r
+}

@@ -1,0 +1,447 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/milepost/milepost/alert"
+	"github.com/milepost/milepost/archive"
+	"github.com/milepost/milepost/fleet"
+	"github.com/milepost/milepost/ingest"
+	"github.com/milepost/milepost/ingest/httpapi"
+	"github.com/milepost/milepost/ingest/mqtt"
+	"github.com/milepost/milepost/internal/vfs"
+	"github.com/milepost/milepost/process"
+	"github.com/milepost/milepost/process/rule"
+	"github.com/milepost/milepost/query"
+	"github.com/milepost/milepost/state/local"
+	"github.com/milepost/milepost/stream"
+	"github.com/milepost/milepost/stream/seglog"
+	"github.com/milepost/milepost/telemetry"
+	"github.com/milepost/milepost/web"
+)
+
+// The built-in streams.
+const (
+	readingsStream = "readings"
+	deadStream     = "dead-letters"
+)
+
+// deadRetention is how long refused data can be mended and sent again.
+const deadRetention = 30 * 24 * time.Hour
+
+// drainFor is how long stopping may take: past it, what is not finished comes back from the log at the next start.
+const drainFor = 30 * time.Second
+
+// A server is every room, wired. open starts them in flow order; drain stops them in flow order, source first, so that each
+// drains into the next before its own turn comes.
+type server struct {
+	cfg     *Config
+	log     *slog.Logger
+	reg     *prometheus.Registry
+	started time.Time
+
+	catalog  *telemetry.Catalog
+	logs     *seglog.Store
+	readings *seglog.Log
+	dead     *seglog.Log
+	state    *local.Store
+	archive  *archive.Archive
+	rules    *rule.Set
+	fleet    *fleet.Fleet
+	runner   *process.Runner
+	book     *alert.Book
+	notifier *alert.Notifier
+	sql      query.Engine
+	admit    *ingest.Admitter
+	mqtt     *mqtt.Server
+	web      *web.Server
+	http     *http.Server
+	listener net.Listener
+	letters  *letterBox
+
+	notifying  context.CancelFunc // ends the notifier
+	background context.CancelFunc // ends housekeeping
+	workers    sync.WaitGroup     // the notifier and housekeeping; drain waits
+	serving    chan error         // what http.Serve returned
+	closers    []func() error     // of what was opened, in order, for an open that fails half way
+}
+
+// openServer opens everything on a file system and returns with the doors open. The caller calls drain.
+func openServer(ctx context.Context, cfg *Config, fs vfs.FS, log *slog.Logger) (_ *server, err error) {
+	s := &server{cfg: cfg, log: log, reg: prometheus.NewRegistry(), started: time.Now(), serving: make(chan error, 1)}
+	s.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	defer func() {
+		if err != nil {
+			for i := len(s.closers) - 1; i >= 0; i-- {
+				if e := s.closers[i](); e != nil {
+					log.Warn("close after a failed start", "error", e)
+				}
+			}
+		}
+	}()
+	for _, step := range []func(context.Context, vfs.FS) error{s.openLog, s.openState, s.openFleet, s.openProcess, s.openAlerts, s.openSQL, s.openDoors} {
+		if err := step(ctx, fs); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (s *server) onFailure(f func() error) { s.closers = append(s.closers, f) }
+
+func (s *server) openLog(ctx context.Context, fs vfs.FS) error {
+	s.catalog = s.cfg.catalog()
+	reserve := int64(s.cfg.Stream.Reserve)
+	if reserve == 0 {
+		reserve = -1 // seglog's zero is its own default
+	}
+	var err error
+	s.logs, err = seglog.Open(seglog.Config{
+		Dir: filepath.Join(s.cfg.Data, "log"), FS: fs, Log: s.log, Metrics: s.reg,
+		SegmentBytes: int64(s.cfg.Stream.Segment), ReserveBytes: reserve,
+	})
+	if err != nil {
+		return fmt.Errorf("open log: %w", err)
+	}
+	s.onFailure(s.logs.Close)
+	want := seglog.StreamConfig{
+		Shards: s.cfg.Stream.Shards, Retention: time.Duration(s.cfg.Stream.Retention), RetentionBytes: int64(s.cfg.Stream.RetentionBytes),
+	}
+	if s.readings, err = s.logs.Ensure(ctx, readingsStream, want); err != nil {
+		return err
+	}
+	if err := s.logs.Update(ctx, readingsStream, func(c *seglog.StreamConfig) { c.Retention, c.RetentionBytes = want.Retention, want.RetentionBytes }); err != nil {
+		return err
+	}
+	s.dead, err = s.logs.Ensure(ctx, deadStream, seglog.StreamConfig{Shards: 1, Retention: deadRetention, RetentionBytes: 1 << 30})
+	return err
+}
+
+func (s *server) openState(_ context.Context, fs vfs.FS) error {
+	var err error
+	s.state, err = local.Open(local.Config{Dir: filepath.Join(s.cfg.Data, "state"), FS: fs, Log: s.log, Metrics: s.reg})
+	if err != nil {
+		return fmt.Errorf("open state: %w", err)
+	}
+	s.onFailure(s.state.Close)
+	return nil
+}
+
+// openFleet opens what readings become: the archive, and the fleet with its rules. It rebuilds the live tail.
+func (s *server) openFleet(ctx context.Context, fs vfs.FS) error {
+	var err error
+	a := s.cfg.Archive
+	s.archive, err = archive.Open(ctx, archive.Config{
+		Dir: filepath.Join(s.cfg.Data, "archive"), FS: fs, Store: s.state, Catalog: s.catalog, Log: s.log, Metrics: s.reg,
+		FlushRows: a.FlushRows, FlushAge: time.Duration(a.FlushAge), Retention: time.Duration(a.Retention),
+		Compaction: archive.Compaction{Off: !a.Compact}, OnFlush: fleet.ForgetDropped,
+	})
+	if err != nil {
+		return fmt.Errorf("open archive: %w", err)
+	}
+	s.onFailure(func() error { return s.archive.Close(context.WithoutCancel(ctx)) })
+	specs, err := s.cfg.Rules.specs()
+	if err != nil {
+		return err
+	}
+	if s.rules, err = rule.Compile(specs, s.catalog); err != nil {
+		return err
+	}
+	s.book = alert.NewBook(s.state)
+	routes := map[string][]string{}
+	for _, sev := range []string{rule.Info, rule.Warning, rule.Critical} {
+		routes[sev] = s.cfg.Alerts.Route(sev)
+	}
+	s.fleet, err = fleet.Open(ctx, fleet.Config{
+		Stream: readingsStream, Source: s.readings, Store: s.state, Catalog: s.catalog, Rules: s.rules,
+		Rows:  func(ctx context.Context, shard stream.ShardID) (fleet.Rows, error) { return s.archive.Lane(ctx, shard) },
+		Sinks: func(severity string) []string { return routes[severity] }, Alerted: s.book.Touch,
+		Log: s.log, Metrics: s.reg, OfflineAfter: time.Duration(s.cfg.Fleet.OfflineAfter),
+	})
+	if err != nil {
+		return err
+	}
+	shards, err := s.readings.Shards(ctx)
+	if err != nil {
+		return err
+	}
+	for _, sh := range shards {
+		at, err := s.archive.Checkpoint(ctx, sh.ID)
+		if err != nil {
+			return err
+		}
+		began := time.Now()
+		n, err := s.fleet.Rebuild(ctx, sh.ID, at)
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			s.log.Info("live tail rebuilt", "shard", string(sh.ID), "rows", n, "seconds", time.Since(began).Seconds())
+		}
+	}
+	return nil
+}
+
+func (s *server) openProcess(ctx context.Context, _ vfs.FS) error {
+	var err error
+	s.runner, err = process.New(process.Config{
+		Log: s.readings, StreamName: readingsStream, Store: s.state, DeadLetters: s.dead, Logger: s.log, Metrics: s.reg,
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.runner.AddFolder(s.fleet, process.Options{CommitInterval: time.Duration(s.cfg.Fleet.Commit)}); err != nil {
+		return err
+	}
+	if err := s.runner.Start(); err != nil {
+		return err
+	}
+	s.onFailure(func() error { return s.runner.Stop(context.WithoutCancel(ctx)) })
+	return nil
+}
+
+func (s *server) openAlerts(ctx context.Context, _ vfs.FS) error {
+	sinks, err := s.cfg.Alerts.Sinks(s.log)
+	if err != nil {
+		return fmt.Errorf("alerts.%w", err)
+	}
+	s.notifier = alert.NewNotifier(s.state, sinks, s.cfg.Alerts.Retry, s.dead, s.log, s.reg)
+	ctx = context.WithoutCancel(ctx) // they end in drain, in their turn
+	var run context.Context
+	run, s.notifying = context.WithCancel(ctx)
+	s.workers.Go(func() {
+		if err := s.notifier.Run(run); err != nil {
+			s.log.Error("notify", "error", err)
+		}
+	})
+	s.letters = &letterBox{log: s.dead, logger: s.log}
+	run, s.background = context.WithCancel(ctx)
+	s.workers.Go(func() { s.letters.follow(run) })
+	s.workers.Go(func() { s.keepHouse(run) })
+	s.onFailure(func() error {
+		s.notifying()
+		s.background()
+		s.workers.Wait()
+		return nil
+	})
+	return nil
+}
+
+// keepHouse forgets what has been kept for long enough.
+func (s *server) keepHouse(ctx context.Context) {
+	const alertsKept = 400 * 24 * time.Hour // a year and a month: enough to compare with last year's
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			if _, err := s.fleet.Expire(ctx, now); err != nil && ctx.Err() == nil {
+				s.log.Warn("expire sightings", "error", err)
+			}
+			for {
+				n, err := s.book.Prune(ctx, now.Add(-alertsKept), 1000)
+				if err != nil && ctx.Err() == nil {
+					s.log.Warn("prune alerts", "error", err)
+				}
+				if n == 0 || err != nil {
+					break
+				}
+			}
+		}
+	}
+}
+
+func (s *server) openSQL(ctx context.Context, _ vfs.FS) error {
+	engine, err := openSQL(ctx, s)
+	if errors.Is(err, query.ErrNotBuilt) {
+		s.log.Warn("no SQL", "error", err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open SQL: %w", err)
+	}
+	s.sql = engine
+	s.onFailure(engine.Close)
+	return nil
+}
+
+// openDoors comes last: when the first reading can come in, everything behind the doors is ready.
+func (s *server) openDoors(ctx context.Context, _ vfs.FS) error {
+	var err error
+	l := s.cfg.Limits
+	s.admit, err = ingest.New(ingest.Config{
+		Log: s.readings, DeadLetters: s.dead, Catalog: s.catalog, Logger: s.log, Metrics: s.reg,
+		Limits: ingest.Limits{
+			MaxMessage: int(l.Message), MaxBody: int(l.Body), RatePerDevice: l.Rate, BurstPerDevice: float64(l.Burst), InFlightBytes: int64(l.InFlight),
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if err := s.openMQTT(ctx); err != nil {
+		return err
+	}
+	if err := s.openWeb(); err != nil {
+		return err
+	}
+	if s.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", s.cfg.HTTP.Listen); err != nil {
+		return fmt.Errorf("http.listen: %w", err)
+	}
+	go func() { s.serving <- s.http.Serve(s.listener) }() // run and drain receive it
+	return nil
+}
+
+func (s *server) openMQTT(ctx context.Context) error {
+	m := s.cfg.MQTT
+	cfg := mqtt.Config{Address: m.Listen, Topics: m.Topics, MaxConnections: m.MaxConnections, Logger: s.log, Metrics: s.reg}
+	if m.TLS.Cert != "" {
+		cert, err := tls.LoadX509KeyPair(m.TLS.Cert, m.TLS.Key)
+		if err != nil {
+			return fmt.Errorf("mqtt.tls: %w", err)
+		}
+		cfg.TLSAddress, cfg.TLS = m.TLS.Listen, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	}
+	for name, password := range m.Users {
+		cfg.Users = append(cfg.Users, mqtt.User{Name: name, Password: password})
+	}
+	if cfg.Address == "" && cfg.TLSAddress == "" {
+		return nil
+	}
+	var err error
+	if s.mqtt, err = mqtt.Open(cfg, s.admit); err != nil {
+		return fmt.Errorf("open MQTT: %w", err)
+	}
+	s.onFailure(func() error { return s.mqtt.Close(ctx) })
+	return nil
+}
+
+func (s *server) openWeb() error {
+	door, err := httpapi.New(httpapi.Config{Token: s.cfg.HTTP.Token}, s.admit)
+	if err != nil {
+		return err
+	}
+	alerts, unsubscribe := newAlertSource(s.book, s.log)
+	cfg := web.Config{
+		Vehicles: s.fleet, Live: &liveSource{fleet: s.fleet}, Alerts: alerts, SQL: s.sql,
+		Pipeline: s, DeadLetters: s.letters, Catalog: s.catalog, TileBy: s.cfg.Map.Attribution,
+		SQLLimits:  query.Limits{Timeout: time.Duration(s.cfg.SQL.Timeout), Rows: s.cfg.SQL.Rows},
+		MaxQueries: s.cfg.SQL.Concurrent, Log: s.log, Registry: s.reg,
+	}
+	if t := s.cfg.Map.Tiles; isPMTiles(t) {
+		cfg.PMTiles = t
+	} else {
+		cfg.TileURL = t
+	}
+	if s.web, err = web.New(cfg); err != nil {
+		unsubscribe()
+		return err
+	}
+	s.onFailure(func() error {
+		unsubscribe()
+		return s.web.Close()
+	})
+	mux := http.NewServeMux()
+	door.Register(mux)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.reg, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", s.ready)
+	if s.cfg.HTTP.Pprof {
+		mux.HandleFunc("/debug/pprof/", pprof.Index)
+		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	}
+	mux.Handle("/", s.web)
+	s.http = httpapi.Server(mux, httpapi.ServerConfig{Logger: s.log})
+	return nil
+}
+
+// ready tells whether data is taken: 200 or 503 with the reason. With caught_up it waits, up to a second, until everything that
+// the log held at the call is processed; with archived too, until it is Parquet.
+func (s *server) ready(w http.ResponseWriter, r *http.Request) {
+	if err := s.readings.Stats().Fenced; err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	q := r.URL.Query()
+	if q.Has("caught_up") {
+		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+		defer cancel()
+		if err := s.runner.WaitCaughtUp(ctx); err != nil {
+			http.Error(w, "not caught up: "+err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+	}
+	if q.Has("archived") {
+		if st := s.archive.Status(); st.TailRows > 0 {
+			http.Error(w, fmt.Sprintf("%d rows are not in Parquet yet", st.TailRows), http.StatusServiceUnavailable)
+			return
+		}
+	}
+	fmt.Fprintln(w, "ready")
+}
+
+// run serves until ctx ends or the HTTP server fails, then drains.
+func (s *server) run(ctx context.Context) error {
+	var failed error
+	select {
+	case <-ctx.Done():
+	case failed = <-s.serving:
+		s.serving <- failed
+	}
+	return errors.Join(failed, s.drain(context.WithoutCancel(ctx)))
+}
+
+// drain stops the rooms in flow order. What it cannot finish in time is in the log and comes back at the next start.
+func (s *server) drain(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, drainFor)
+	defer cancel()
+	began := time.Now()
+	s.log.Info("draining")
+	var errs []error
+	step := func(what string, f func() error) {
+		if err := f(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+		}
+	}
+	if s.mqtt != nil {
+		step("close MQTT", func() error { return s.mqtt.Close(ctx) })
+	}
+	step("close live feeds", s.web.Close)
+	step("stop HTTP", func() error {
+		err := s.http.Shutdown(ctx)
+		if e := <-s.serving; !errors.Is(e, http.ErrServerClosed) {
+			err = errors.Join(err, e)
+		}
+		return err
+	})
+	step("process what is in the log", func() error { return s.runner.WaitCaughtUp(ctx) })
+	step("stop processing", func() error { return s.runner.Stop(ctx) })
+	s.notifying()
+	s.background()
+	s.workers.Wait()
+	if s.sql != nil {
+		step("close SQL", s.sql.Close)
+	}
+	step("close archive", func() error { return s.archive.Close(ctx) })
+	step("close state", s.state.Close)
+	step("close log", s.logs.Close)
+	s.log.Info("drained", "seconds", time.Since(began).Seconds())
+	return errors.Join(errs...)
+}
