@@ -149,7 +149,7 @@ func (b *batcher) cut(n int) segment {
 	case len(b.rest) == 0:
 		s.to = b.restTo
 	case n > 0:
-		s.to = s.recs[n-1].Pos
+		s.to = cloned(s.recs[n-1].Pos)
 	}
 	return s
 }
@@ -159,7 +159,7 @@ func (b *batcher) keep(recs []stream.Record) {
 		n := len(b.buf)
 		b.buf = append(b.buf, r.Data...) // an older array stays alive by the records that point into it
 		r.Data = b.buf[n:len(b.buf):len(b.buf)]
-		r.Key = strings.Clone(r.Key)
+		r.Key, r.Pos = strings.Clone(r.Key), cloned(r.Pos)
 		b.kept = append(b.kept, r)
 	}
 }

@@ -328,35 +328,31 @@ func (f *foldRun) recover(recs []stream.Record, err error) error {
 		pause = true
 	case f.records+len(recs) > 1:
 		// Which record it was is not known yet. Halving costs neither time nor attempts.
-		f.narrow = max(f.narrow, recs[len(recs)-1].Pos)
+		f.narrow = max(f.narrow, cloned(recs[len(recs)-1].Pos))
 		f.most = max(1, min(f.most, (f.records+len(recs))/2))
 	default:
-		f.narrow, f.most = max(f.narrow, recs[0].Pos), 1
+		f.narrow, f.most = max(f.narrow, cloned(recs[0].Pos)), 1
 		f.attempts++
 		if f.opts.MaxAttempts > 0 && f.attempts >= f.opts.MaxAttempts {
 			e, err2 := l.letter(&recs[0], fmt.Sprintf("function %s failed %d times: %v", l.f.name, f.attempts, err))
 			if err2 != nil {
 				return err2
 			}
-			bury, end = &e, recs[0].Pos
+			bury, end = &e, cloned(recs[0].Pos)
 		} else {
 			pause = true
 		}
 	}
-	attempts := f.attempts
+	f.reset()
 	if pause {
 		f.failures++
 		if !l.wait(f.failures - 1) {
-			f.reset()
 			return errStopping
 		}
 	}
-	f.reset()
-	f.attempts = attempts
 	if _, err := l.settle(l.tried); err != nil {
 		return err
 	}
-	l.log.close()
 	l.at = l.checkpoint
 	if bury != nil {
 		// Nothing is in memory, so this step is the dead letter alone, and the lane's other keys up to it were skipped.
@@ -375,8 +371,10 @@ func (f *foldRun) recover(recs []stream.Record, err error) error {
 	return nil
 }
 
-// reset forgets what is in memory.
+// reset forgets what is in memory, and with it what was read since the checkpoint.
 func (f *foldRun) reset() {
+	f.l.log.close()
+	f.l.at = f.l.checkpoint
 	_ = f.l.protect(func() error { f.fold.Reset(); return nil }) // logged; the next Fold shows what is wrong
 	f.letters, f.records, f.dirty = f.letters[:0], 0, time.Time{}
 }

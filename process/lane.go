@@ -7,6 +7,7 @@ import (
 	"io"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -191,7 +192,7 @@ func (l *lane) mine(raw []stream.Record) (recs []stream.Record, skipped int) {
 	if len(raw) == 0 {
 		return nil, 0
 	}
-	l.at = max(l.at, raw[len(raw)-1].Pos)
+	l.at = max(l.at, cloned(raw[len(raw)-1].Pos))
 	if l.of == 1 {
 		return raw, 0
 	}
@@ -246,7 +247,7 @@ func (f *fault) Unwrap() error { return f.err }
 // happened or not, and settle tells.
 func (l *lane) advance(to stream.Position, do func(state.Tx) error) error {
 	step := state.Step{Func: l.f.name, Shard: l.shard, Lane: l.n, From: l.checkpoint, To: to}
-	l.tried = to
+	l.tried = cloned(to)
 	var own *fault
 	err := l.r.cfg.Store.Advance(l.r.work, step, func(tx state.Tx) error {
 		v, err := tx.Get(l.lanesKey)
@@ -277,7 +278,14 @@ func (l *lane) advance(to stream.Position, do func(state.Tx) error) error {
 	return nil
 }
 
+// cloned is a position that outlives the read that it came from.
+func cloned(p stream.Position) stream.Position { return stream.Position(strings.Clone(string(p))) }
+
 func (l *lane) committed(to stream.Position) {
+	if to == l.checkpoint {
+		return
+	}
+	to = cloned(to)
 	l.checkpoint = to
 	l.mu.Lock()
 	l.stat.Checkpoint = to

@@ -90,7 +90,7 @@ func model(t *testing.T, seed uint64, folder bool) {
 			lanes = 1 + rng.IntN(4)
 		}
 		o := process.Options{
-			Lanes: lanes, MaxAttempts: 25, MinBackoff: time.Microsecond, MaxBackoff: 100 * time.Microsecond,
+			Lanes: lanes, MaxAttempts: 10, MinBackoff: time.Microsecond, MaxBackoff: 100 * time.Microsecond,
 			BatchSize: 1 + rng.IntN(40), Bisect: rng.IntN(4) > 0, CommitInterval: time.Duration(rng.IntN(5)) * time.Millisecond,
 			CommitRecords: 1 + rng.IntN(300), TickInterval: 3 * time.Millisecond,
 		}

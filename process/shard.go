@@ -287,7 +287,7 @@ func (s *shardRun) run() {
 		for _, p := range at {
 			end = max(end, p)
 		}
-		if !s.runLanes(had, at, end) {
+		if end != "" && !s.runLanes(had, at, end) { // "" would mean the shard's end; and they have done nothing
 			return
 		}
 		if !f.r.retry(o, note, func(ctx context.Context) error {
@@ -342,6 +342,7 @@ func (s *shardRun) runLanes(n int, at []stream.Position, until stream.Position) 
 	s.mu.Lock()
 	s.lanes = lanes
 	s.mu.Unlock()
+	s.f.r.progress() // they may be where someone waits for already
 	var wg sync.WaitGroup
 	for _, l := range lanes {
 		wg.Go(l.run) // the next line waits

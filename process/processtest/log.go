@@ -348,15 +348,18 @@ func (r *reader) borrow(recs []stream.Record) []stream.Record {
 	r.buf, r.recs = r.buf[:0], r.recs[:0]
 	n := 0
 	for i := range recs {
-		n += len(recs[i].Key) + len(recs[i].Data)
+		n += len(recs[i].Key) + len(recs[i].Pos) + len(recs[i].Data)
 	}
 	r.buf = slices.Grow(r.buf, n)
 	for _, c := range recs {
 		k := len(r.buf)
 		r.buf = append(r.buf, c.Key...)
+		p := len(r.buf)
+		r.buf = append(r.buf, c.Pos...)
 		d := len(r.buf)
 		r.buf = append(r.buf, c.Data...)
-		c.Key = unsafe.String(unsafe.SliceData(r.buf[k:d]), d-k)
+		c.Key = unsafe.String(unsafe.SliceData(r.buf[k:p]), p-k)
+		c.Pos = stream.Position(unsafe.String(unsafe.SliceData(r.buf[p:d]), d-p))
 		c.Data = r.buf[d:len(r.buf):len(r.buf)]
 		r.recs = append(r.recs, c)
 	}
