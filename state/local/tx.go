@@ -209,7 +209,10 @@ func scan(r pebble.Reader, from, to []byte, f func(k, v []byte) error) error {
 // An arena holds the values that a transaction has read until it ends.
 type arena struct{ free []byte }
 
-const arenaBlock = 16 << 10
+const (
+	arenaFirst = 256
+	arenaBlock = 32 << 10
+)
 
 func (a *arena) get(r pebble.Reader, key []byte) ([]byte, error) {
 	v, c, err := r.Get(key)
@@ -220,7 +223,7 @@ func (a *arena) get(r pebble.Reader, key []byte) ([]byte, error) {
 		return nil, err
 	}
 	if len(v) > cap(a.free)-len(a.free) {
-		a.free = make([]byte, 0, max(arenaBlock, len(v)))
+		a.free = make([]byte, 0, max(arenaFirst, min(arenaBlock, 4*cap(a.free)), len(v)))
 	}
 	n := len(a.free)
 	a.free = append(a.free, v...)
