@@ -34,6 +34,8 @@ type Config struct {
 	BodyTimeout time.Duration
 }
 
+const zstdBlock = 128 << 10 // the largest block of a zstd frame, decoded
+
 // A Handler answers both paths. It starts no goroutines; when the http.Server has shut down, it is done.
 type Handler struct {
 	door    *ingest.Door
@@ -222,8 +224,12 @@ func (h *Handler) unzstd(from io.Reader) (*buffer, *problem) {
 			}
 			return out, nil
 		}
-		if !errors.Is(err, zstd.ErrDecoderSizeExceeded) || out.largest() {
-			if errors.Is(err, zstd.ErrDecoderSizeExceeded) {
+		// The library reports a buffer that is too small in several ways, some of which could be damage as well. A block is
+		// 128 KiB at most: if there was room for two more, it was not for want of room.
+		damaged := errors.Is(err, zstd.ErrMagicMismatch) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, zstd.ErrCRCMismatch)
+		full := errors.Is(err, zstd.ErrDecoderSizeExceeded) || (!damaged && cap(out.data)-len(data) < 2*zstdBlock)
+		if !full || out.largest() {
+			if full {
 				err = errTooLarge
 			}
 			return nil, h.unread(out, err, "zstd")

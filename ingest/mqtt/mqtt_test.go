@@ -807,11 +807,17 @@ func TestMQTT5NotStored(t *testing.T) {
 	if _, err := c.Connect(ctx, &paho.Connect{ClientID: "p1", KeepAlive: 30, CleanStart: true}); err != nil {
 		t.Fatal(err)
 	}
-	if resp, err := c.Publish(ctx, &paho.Publish{QoS: 1, Topic: "fleet/v1/telemetry", Payload: []byte(`{"speed":1}`)}); err == nil {
-		t.Errorf("acknowledged with %+v", resp)
-	}
+	published := make(chan error, 1)
+	go func() {
+		_, err := c.Publish(ctx, &paho.Publish{QoS: 1, Topic: "fleet/v1/telemetry", Payload: []byte(`{"speed":1}`)})
+		published <- err
+	}()
 	if got := <-reasons; got != 0x97 {
 		t.Errorf("DISCONNECT %x, want 97 (quota exceeded)", got)
 	}
 	<-c.Done()
+	cancel() // the client goes on waiting for its acknowledgement
+	if err := <-published; err == nil {
+		t.Error("acknowledged what was not stored")
+	}
 }
