@@ -108,6 +108,7 @@ func (h *Handler) readings(w http.ResponseWriter, r *http.Request) {
 		p.write(w)
 		return
 	}
+	defer body.release()
 	// From here on the sender's going away changes nothing: what it sent is stored as if it had stayed.
 	ctx := context.WithoutCancel(r.Context())
 	if table != nil {
@@ -116,7 +117,6 @@ func (h *Handler) readings(w http.ResponseWriter, r *http.Request) {
 		payload.Data = body.data
 		h.door.Admit(ctx, payload, &s.receipt)
 	}
-	body.release()
 	if p != nil {
 		p.write(w)
 		return

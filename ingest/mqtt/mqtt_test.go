@@ -618,9 +618,14 @@ func TestCloseGivesUp(t *testing.T) {
 	}
 }
 
-// A will is taken in like a QoS 0 message.
+// A will is taken in like a QoS 0 message, and reaches no other device.
 func TestWill(t *testing.T) {
 	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
+	v1 := w.device("v1")
+	v1.send(packet(0x82, []byte{0, 1}, text("fleet/v1/#"), []byte{0}))
+	if first, body := v1.read(); first != 0x90 || body[2] != 0 {
+		t.Fatalf("SUBACK %x %x", first, body)
+	}
 	d := dial(t, w.server.Addr())
 	d.send(packet(0x10, text("MQTT"), []byte{4, 0x06 | 0x20, 0, 60}, text("d1"), text("fleet/v1/telemetry"), text(`{"status":"lost"}`)))
 	if first, body := d.read(); first != 0x20 || body[1] != 0 {
@@ -631,6 +636,12 @@ func TestWill(t *testing.T) {
 	for len(w.stored()) == 0 {
 		other.ping()
 	}
+	v1.ping() // is sent nothing
+	v1.send(packet(0x82, []byte{0, 2}, text("fleet/v1/telemetry"), []byte{0}))
+	if first, _ := v1.read(); first != 0x90 {
+		t.Errorf("want SUBACK, got %x", first)
+	}
+	v1.ping() // nor is anything retained
 	if diff := cmp.Diff([]string{`v1 {"status":"lost"}`}, w.stored()); diff != "" {
 		t.Errorf("stored (-want +got):\n%s", diff)
 	}
