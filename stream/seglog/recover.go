@@ -325,6 +325,10 @@ func (l *Log) openLast(id uint64) (_ *committer, err error) {
 	if err != nil {
 		return nil, err
 	}
+	whole := h.length != 0 // Salvage wrote it, and a crash kept it from beginning the next segment
+	if whole {
+		size = h.length
+	}
 	from, known, first := head, memIndex(nil), int64(0)
 	if ih, mem, err := l.wholeIndex(id); err == nil {
 		if ih.size > size {
@@ -358,7 +362,7 @@ func (l *Log) openLast(id uint64) (_ *committer, err error) {
 		return nil, err
 	}
 	c := &committer{
-		l: l, file: f, seg: seg, seed: sc.seed, off: end, room: end, held: t.blocks, torn: why != "", first: t.first,
+		l: l, file: f, seg: seg, seed: sc.seed, off: end, room: end, held: t.blocks, torn: why != "" || whole, first: t.first,
 		last: max(t.last, l.meta.Created),
 	}
 	l.activeSize.Store(end)
