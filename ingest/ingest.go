@@ -199,6 +199,7 @@ const (
 	Overloaded                // InFlightBytes are taken
 	Unavailable               // the log cannot take it: full, fenced, closing
 	Unwelcome                 // not authenticated
+	Unsupported               // what the door does not do: QoS 2
 	reasons
 )
 
@@ -221,6 +222,8 @@ func (r Reason) String() string {
 		return "unavailable"
 	case Unwelcome:
 		return "auth"
+	case Unsupported:
+		return "unsupported"
 	case reasons:
 	}
 	return "unknown"

@@ -78,7 +78,7 @@ func (s *Shard) Contains(h Hash) bool { return !h.Less(s.From) && !s.To.Less(h) 
 // A Log is one named stream. It is safe for concurrent use.
 type Log interface {
 	// Append stores recs and returns when the stored ones are durable. It sets Shard, Pos and Time on those; the others keep
-	// a zero Pos and the error is then a *PartialError. It keeps no reference to Data. Records of one call with equal keys
+	// a zero Pos and the error is then a *PartialError. It keeps no reference to Key or Data. Records of one call with equal keys
 	// are stored in the call's order. When ctx ends first the outcome of what was already handed over is unknown.
 	Append(ctx context.Context, recs []Record) error
 	// Shards lists every shard that still holds records or takes them, parents first.

@@ -34,6 +34,8 @@ type Config struct {
 	BodyTimeout time.Duration
 }
 
+const zstdBlock = 128 << 10 // the largest block of a zstd frame, decoded
+
 // A Handler answers both paths. It starts no goroutines; when the http.Server has shut down, it is done.
 type Handler struct {
 	door    *ingest.Door
@@ -106,6 +108,7 @@ func (h *Handler) readings(w http.ResponseWriter, r *http.Request) {
 		p.write(w)
 		return
 	}
+	defer body.release()
 	// From here on the sender's going away changes nothing: what it sent is stored as if it had stayed.
 	ctx := context.WithoutCancel(r.Context())
 	if table != nil {
@@ -114,7 +117,6 @@ func (h *Handler) readings(w http.ResponseWriter, r *http.Request) {
 		payload.Data = body.data
 		h.door.Admit(ctx, payload, &s.receipt)
 	}
-	body.release()
 	if p != nil {
 		p.write(w)
 		return
@@ -222,8 +224,12 @@ func (h *Handler) unzstd(from io.Reader) (*buffer, *problem) {
 			}
 			return out, nil
 		}
-		if !errors.Is(err, zstd.ErrDecoderSizeExceeded) || out.largest() {
-			if errors.Is(err, zstd.ErrDecoderSizeExceeded) {
+		// The library reports a buffer that is too small in several ways, some of which could be damage as well. A block is
+		// 128 KiB at most: if there was room for two more, it was not for want of room.
+		damaged := errors.Is(err, zstd.ErrMagicMismatch) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, zstd.ErrCRCMismatch)
+		full := errors.Is(err, zstd.ErrDecoderSizeExceeded) || (!damaged && cap(out.data)-len(data) < 2*zstdBlock)
+		if !full || out.largest() {
+			if full {
 				err = errTooLarge
 			}
 			return nil, h.unread(out, err, "zstd")

@@ -3,6 +3,7 @@ package httpapi_test
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/zstd"
@@ -68,7 +70,12 @@ func newWorld(t testing.TB, limits ingest.Limits, cfg httpapi.Config) *world {
 	w.client = &http.Client{Transport: &http.Transport{}}
 	t.Cleanup(func() {
 		w.client.CloseIdleConnections()
-		_ = w.server.Close()
+		w.log.Release()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := w.server.Shutdown(ctx); err != nil { // waits for the handlers, as Close does not
+			t.Error(err)
+		}
 		<-served
 		if n := w.admit.InFlight(); n != 0 {
 			t.Errorf("%d bytes are still in flight at the end", n)

@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"os"
@@ -106,6 +107,12 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 
 // stop ends reading, once drain is set. The packet being processed is still answered.
 func (c *conn) stop() { _ = c.Conn.SetReadDeadline(time.Unix(1, 0)) }
+
+// certified tells whether the client has shown a certificate that the TLS configuration accepts.
+func (c *conn) certified() bool {
+	t, ok := c.Conn.(*tls.Conn)
+	return ok && len(t.ConnectionState().VerifiedChains) > 0
+}
 
 // release gives back what the connection holds. Its reading goroutine calls it at its end.
 func (c *conn) release() {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,7 +59,7 @@ func (h *hook) ID() string { return "milepost" }
 func (h *hook) Provides(b byte) bool {
 	switch b {
 	case broker.OnConnect, broker.OnConnectAuthenticate, broker.OnACLCheck, broker.OnPacketRead, broker.OnPacketEncode,
-		broker.OnPublish, broker.OnWillSent:
+		broker.OnPublish, broker.OnWill, broker.OnWillSent:
 		return true
 	}
 	return false
@@ -81,7 +82,8 @@ func (h *hook) OnConnect(cl *broker.Client, pk packets.Packet) error {
 	return nil
 }
 
-// OnConnectAuthenticate lets in users with their password; without users, clients of this machine.
+// OnConnectAuthenticate lets in users with their password, clients with a certificate that TLS has verified, and, without
+// users, clients of this machine.
 func (h *hook) OnConnectAuthenticate(cl *broker.Client, pk packets.Packet) bool {
 	c, ok := cl.Net.Conn.(*conn)
 	if !ok {
@@ -94,7 +96,7 @@ func (h *hook) OnConnectAuthenticate(cl *broker.Client, pk packets.Packet) bool 
 			c.vehicle = u.vehicle
 			return true
 		}
-	} else if h.anonymous || (len(h.users) == 0 && loopback(c.RemoteAddr())) {
+	} else if h.anonymous || (len(h.users) == 0 && loopback(c.RemoteAddr())) || c.certified() {
 		return true
 	} else if len(h.users) == 0 && h.turned.CompareAndSwap(false, true) {
 		h.logger.Warn("mqtt client from another machine turned away: list users, or allow anonymous clients",
@@ -133,6 +135,7 @@ func (h *hook) OnPacketRead(cl *broker.Client, pk packets.Packet) (packets.Packe
 	}
 	switch {
 	case pk.FixedHeader.Qos > 1:
+		h.door.Refuse(ingest.Unsupported, 1)
 		h.end(cl, packets.ErrQosNotSupported)
 	case len(pk.TopicName) > maxTopic || (pk.TopicName != "" && !broker.IsValidFilter(pk.TopicName, true)):
 		h.door.Refuse(ingest.WrongTopic, 1)
@@ -257,13 +260,25 @@ func refusal(r *ingest.Receipt) packets.Code {
 	return code
 }
 
+// willPrefix moves wills to topics that nobody may subscribe to. The library sends them past OnPublish and OnACLCheck, so a
+// device could otherwise speak to another, or leave it something retained.
+const willPrefix = "$milepost/will/"
+
+// OnWill is called when the library is about to send a will, or to delay it.
+func (h *hook) OnWill(_ *broker.Client, will broker.Will) (broker.Will, error) {
+	will.TopicName = willPrefix + will.TopicName
+	will.Retain = false
+	return will, nil
+}
+
 // OnWillSent takes in a will as a QoS 0 message.
 func (h *hook) OnWillSent(cl *broker.Client, pk packets.Packet) {
 	c, ok := cl.Net.Conn.(*conn)
 	if !ok {
 		return
 	}
-	vehicle, mapped := h.topics.match(pk.TopicName)
+	topic := strings.TrimPrefix(pk.TopicName, willPrefix)
+	vehicle, mapped := h.topics.match(topic)
 	if !mapped || (c.vehicle != "" && vehicle != "" && vehicle != c.vehicle) {
 		h.door.Refuse(ingest.WrongTopic, 1)
 		return
@@ -271,7 +286,7 @@ func (h *hook) OnWillSent(cl *broker.Client, pk packets.Packet) {
 	if vehicle == "" {
 		vehicle = c.vehicle
 	}
-	if !h.queue.put(ingest.Payload{Data: pk.Payload, Vehicle: vehicle, From: c.from, Topic: pk.TopicName}) {
+	if !h.queue.put(ingest.Payload{Data: pk.Payload, Vehicle: vehicle, From: c.from, Topic: topic}) {
 		h.door.Refuse(ingest.Overloaded, 1)
 	}
 }

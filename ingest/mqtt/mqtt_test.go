@@ -8,21 +8,13 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/binary"
-	"encoding/json"
-	"errors"
-	"io"
 	"math/big"
 	"net"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/eclipse/paho.golang/paho"
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 
 	"github.com/milepost/milepost/ingest"
 	"github.com/milepost/milepost/ingest/internal/memlog"
@@ -30,244 +22,6 @@ import (
 	"github.com/milepost/milepost/stream"
 	"github.com/milepost/milepost/telemetry"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// patience is how long a test waits for what must come. What must not come is looked for after a round trip, never by waiting.
-const patience = 10 * time.Second
-
-type world struct {
-	t         testing.TB
-	log, dead memlog.Log
-	reg       *prometheus.Registry
-	admit     *ingest.Admitter
-	server    *mqtt.Server
-	closeOnce sync.Once
-}
-
-func newWorld(t testing.TB, limits ingest.Limits, cfg mqtt.Config) *world {
-	t.Helper()
-	w := &world{t: t, reg: prometheus.NewRegistry()}
-	var err error
-	w.admit, err = ingest.New(ingest.Config{
-		Log: &w.log, DeadLetters: &w.dead, Catalog: telemetry.NewCatalog(), Limits: limits, Metrics: w.reg,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if cfg.Address == "" {
-		cfg.Address = "127.0.0.1:0"
-	}
-	cfg.Metrics = w.reg
-	w.server, err = mqtt.Open(cfg, w.admit)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		w.close()
-		if n := w.admit.InFlight(); n != 0 {
-			t.Errorf("%d bytes are still in flight at the end", n)
-		}
-	})
-	return w
-}
-
-func (w *world) close() {
-	w.closeOnce.Do(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		if err := w.server.Close(ctx); err != nil {
-			w.t.Error(err)
-		}
-		if ctx.Err() != nil {
-			w.t.Error("the server did not drain in time")
-		}
-	})
-}
-
-func (w *world) stored() []string {
-	var out []string
-	for _, r := range w.log.Records() {
-		out = append(out, r.Key+" "+string(r.Data))
-	}
-	return out
-}
-
-func (w *world) letters() []stream.DeadLetter {
-	w.t.Helper()
-	var out []stream.DeadLetter
-	for _, r := range w.dead.Records() {
-		var d stream.DeadLetter
-		if err := json.Unmarshal(r.Data, &d); err != nil {
-			w.t.Fatal(err)
-		}
-		out = append(out, d)
-	}
-	return out
-}
-
-func (w *world) counter(name, reason string) float64 {
-	w.t.Helper()
-	families, err := w.reg.Gather()
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	sum := 0.0
-	for _, f := range families {
-		if f.GetName() != name {
-			continue
-		}
-		for _, m := range f.GetMetric() {
-			for _, l := range m.GetLabel() {
-				if l.GetName() == "reason" && l.GetValue() == reason {
-					sum += m.GetCounter().GetValue()
-				}
-			}
-		}
-	}
-	return sum
-}
-
-// A device speaks MQTT 3.1.1 byte by byte, so that a test sees each packet.
-type device struct {
-	t    testing.TB
-	conn net.Conn
-	in   *bufio.Reader
-}
-
-func text(s string) []byte { return append(binary.BigEndian.AppendUint16(nil, uint16(len(s))), s...) }
-
-func packet(first byte, parts ...[]byte) []byte {
-	var body []byte
-	for _, p := range parts {
-		body = append(body, p...)
-	}
-	out := []byte{first}
-	n := len(body)
-	for {
-		b := byte(n & 0x7f)
-		if n >>= 7; n > 0 {
-			b |= 0x80
-		}
-		out = append(out, b)
-		if n == 0 {
-			return append(out, body...)
-		}
-	}
-}
-
-func dial(t testing.TB, addr net.Addr) *device {
-	t.Helper()
-	conn, err := net.DialTimeout("tcp", addr.String(), patience)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(patience))
-	return &device{t: t, conn: conn, in: bufio.NewReader(conn)}
-}
-
-// connect returns the CONNACK's code.
-func (d *device) connect(id, user, password string) byte {
-	d.t.Helper()
-	flags := byte(0x02)
-	parts := [][]byte{text("MQTT"), {4, 0}, {0, 60}, text(id)}
-	if user != "" {
-		flags |= 0xC0
-		parts = append(parts, text(user), text(password))
-	}
-	parts[1][1] = flags
-	d.send(packet(0x10, parts...))
-	first, body := d.read()
-	if first != 0x20 || len(body) != 2 {
-		d.t.Fatalf("want CONNACK, got %x %x", first, body)
-	}
-	return body[1]
-}
-
-func (d *device) send(b []byte) {
-	d.t.Helper()
-	if _, err := d.conn.Write(b); err != nil {
-		d.t.Fatal(err)
-	}
-}
-
-func publishPacket(qos byte, id uint16, dup bool, topic, payload string) []byte {
-	first := 0x30 | qos<<1
-	if dup {
-		first |= 8
-	}
-	parts := [][]byte{text(topic)}
-	if qos > 0 {
-		parts = append(parts, binary.BigEndian.AppendUint16(nil, id))
-	}
-	return packet(first, append(parts, []byte(payload))...)
-}
-
-func (d *device) publish(qos byte, id uint16, topic, payload string) {
-	d.t.Helper()
-	d.send(publishPacket(qos, id, false, topic, payload))
-}
-
-func (d *device) read() (first byte, body []byte) {
-	d.t.Helper()
-	first, body, err := d.tryRead()
-	if err != nil {
-		d.t.Fatalf("read: %v", err)
-	}
-	return first, body
-}
-
-func (d *device) tryRead() (first byte, body []byte, err error) {
-	if first, err = d.in.ReadByte(); err != nil {
-		return 0, nil, err
-	}
-	n, err := binary.ReadUvarint(d.in) // the same encoding
-	if err != nil {
-		return 0, nil, err
-	}
-	body = make([]byte, n)
-	_, err = io.ReadFull(d.in, body)
-	return first, body, err
-}
-
-func (d *device) wantAck(id uint16) {
-	d.t.Helper()
-	first, body := d.read()
-	if first != 0x40 || len(body) != 2 || binary.BigEndian.Uint16(body) != id {
-		d.t.Fatalf("want PUBACK of %d, got %x %x", id, first, body)
-	}
-}
-
-// wantEnd wants the connection to end without a further packet.
-func (d *device) wantEnd() {
-	d.t.Helper()
-	first, body, err := d.tryRead()
-	if err == nil {
-		d.t.Fatalf("want the end of the connection, got %x %x", first, body)
-	}
-	if nerr, ok := errors.AsType[net.Error](err); ok && nerr.Timeout() {
-		d.t.Fatal("the connection stays open")
-	}
-}
-
-// ping makes a round trip: everything sent before has been dealt with.
-func (d *device) ping() {
-	d.t.Helper()
-	d.send([]byte{0xC0, 0})
-	if first, body := d.read(); first != 0xD0 {
-		d.t.Fatalf("want PINGRESP, got %x %x", first, body)
-	}
-}
-
-func (w *world) device(id string) *device {
-	w.t.Helper()
-	d := dial(w.t, w.server.Addr())
-	if code := d.connect(id, "", ""); code != 0 {
-		w.t.Fatalf("CONNACK %d", code)
-	}
-	return d
-}
 
 func TestPubackOnlyWhenDurable(t *testing.T) {
 	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
@@ -567,17 +321,6 @@ func TestConnectionsAreBounded(t *testing.T) {
 	w.device("c").ping()
 }
 
-func (w *world) connections() float64 {
-	families, _ := w.reg.Gather()
-	for _, f := range families {
-		if f.GetName() == "milepost_ingest_mqtt_connections" {
-			return f.GetMetric()[0].GetGauge().GetValue()
-		}
-	}
-	w.t.Fatal("no gauge of connections")
-	return 0
-}
-
 // Close lets what is being stored be acknowledged, and then ends the connections.
 func TestCloseAnswersWhatIsUnderWay(t *testing.T) {
 	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
@@ -618,9 +361,14 @@ func TestCloseGivesUp(t *testing.T) {
 	}
 }
 
-// A will is taken in like a QoS 0 message.
+// A will is taken in like a QoS 0 message, and reaches no other device.
 func TestWill(t *testing.T) {
 	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
+	v1 := w.device("v1")
+	v1.send(packet(0x82, []byte{0, 1}, text("fleet/v1/#"), []byte{0}))
+	if first, body := v1.read(); first != 0x90 || body[2] != 0 {
+		t.Fatalf("SUBACK %x %x", first, body)
+	}
 	d := dial(t, w.server.Addr())
 	d.send(packet(0x10, text("MQTT"), []byte{4, 0x06 | 0x20, 0, 60}, text("d1"), text("fleet/v1/telemetry"), text(`{"status":"lost"}`)))
 	if first, body := d.read(); first != 0x20 || body[1] != 0 {
@@ -631,6 +379,12 @@ func TestWill(t *testing.T) {
 	for len(w.stored()) == 0 {
 		other.ping()
 	}
+	v1.ping() // is sent nothing
+	v1.send(packet(0x82, []byte{0, 2}, text("fleet/v1/telemetry"), []byte{0}))
+	if first, _ := v1.read(); first != 0x90 {
+		t.Errorf("want SUBACK, got %x", first)
+	}
+	v1.ping() // nor is anything retained
 	if diff := cmp.Diff([]string{`v1 {"status":"lost"}`}, w.stored()); diff != "" {
 		t.Errorf("stored (-want +got):\n%s", diff)
 	}
@@ -706,112 +460,31 @@ func TestConfigsThatMakeNoSense(t *testing.T) {
 	}
 }
 
-// phone is an MQTT 5 client as devices have it.
-func (w *world) phone(id string) *paho.Client {
-	w.t.Helper()
-	conn, err := net.DialTimeout("tcp", w.server.Addr().String(), patience)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	c := paho.NewClient(paho.ClientConfig{ClientID: id, Conn: conn, PacketTimeout: patience})
-	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
-	defer cancel()
-	ack, err := c.Connect(ctx, &paho.Connect{ClientID: id, KeepAlive: 30, CleanStart: true})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	if p := ack.Properties; p.MaximumQoS == nil || *p.MaximumQoS != 1 || p.MaximumPacketSize == nil || p.ReceiveMaximum == nil || *p.ReceiveMaximum != 256 {
-		w.t.Errorf("CONNACK properties %+v", p)
-	}
-	w.t.Cleanup(func() {
-		_ = c.Disconnect(&paho.Disconnect{})
-		<-c.Done()
-	})
-	return c
-}
-
-func TestMQTT5ReasonCodes(t *testing.T) {
-	w := newWorld(t, ingest.Limits{MaxMessage: 1000}, mqtt.Config{})
-	c := w.phone("p1")
-	f := func(want byte, topic, payload, reason string) {
+// What is remembered of devices that are away is bounded; those it is remembered of still get in.
+func TestSessionsAreBounded(t *testing.T) {
+	w := newWorld(t, ingest.Limits{}, mqtt.Config{MaxConnections: 2})
+	stay := w.device("stay") // a clean session, which counts while it lasts
+	open := func(id string) *device {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		defer cancel()
-		resp, err := c.Publish(ctx, &paho.Publish{
-			QoS: 1, Topic: topic, Payload: []byte(payload),
-			Properties: &paho.PublishProperties{User: paho.UserProperties{{Key: "k", Value: "v"}}},
-		})
-		if resp == nil {
-			t.Fatalf("%s %.50s: %v", topic, payload, err)
+		for w.connections() > 1 { // the one before is still leaving
+			stay.ping()
 		}
-		if resp.ReasonCode != want || (err != nil) != (want >= 0x80) {
-			t.Errorf("%s %.50s: PUBACK %x, %v, want %x", topic, payload, resp.ReasonCode, err, want)
+		d := dial(t, w.server.Addr())
+		d.send(packet(0x10, text("MQTT"), []byte{4, 0, 0, 60}, text(id)))
+		return d
+	}
+	f := func(id string, present byte) {
+		t.Helper()
+		d := open(id)
+		if first, body := d.read(); first != 0x20 || body[1] != 0 || body[0] != present {
+			t.Errorf("%s: CONNACK %x %x, want session present %d", id, first, body, present)
 		}
-		got := ""
-		if resp.Properties != nil {
-			got = resp.Properties.ReasonString
-			if len(resp.Properties.User) > 0 {
-				t.Errorf("PUBACK carries the message's properties back: %+v", resp.Properties)
-			}
-		}
-		if (reason == "") != (got == "") || !strings.Contains(got, reason) {
-			t.Errorf("%s %.50s: PUBACK says %q, want %q in it", topic, payload, got, reason)
-		}
+		d.send([]byte{0xE0, 0})
+		d.wantEnd()
 	}
-	f(0, "fleet/v1/telemetry", `{"speed":1}`, "")
-	f(0, "fleet/v1/telemetry", "{\"speed\":1}\n{\"speed\":2}", "")
-	f(0x99, "fleet/v1/telemetry", `{"speed":`, "cut short")
-	f(0x99, "fleet/v1/telemetry", "{\"speed\":1}\nx\ny", "2 of 3 readings refused, the first in line 2")
-	f(0x87, "fleet/v1/telemetry", `{"truck_id":"v2"}`, "v2")
-	f(0x87, "fleet/v1", `{"truck_id":"v1"}`, "no mapping")
-	f(0x97, "fleet/v1/telemetry", `{"x":"`+strings.Repeat("x", 1000)+`"}`, "limit")
-	if len(w.stored()) != 4 || len(w.letters()) != 5 {
-		t.Errorf("%d stored, %d dead letters", len(w.stored()), len(w.letters()))
-	}
-}
-
-// Topic aliases are looked up by the library after it has asked who may publish.
-func TestMQTT5TopicAlias(t *testing.T) {
-	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
-	c := w.phone("p1")
-	alias := uint16(3)
-	for _, topic := range []string{"fleet/v1/telemetry", "", ""} {
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		_, err := c.Publish(ctx, &paho.Publish{
-			QoS: 1, Topic: topic, Payload: []byte(`{"speed":1}`), Properties: &paho.PublishProperties{TopicAlias: &alias},
-		})
-		cancel()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	if n := len(w.stored()); n != 3 {
-		t.Errorf("%d stored, want 3", n)
-	}
-}
-
-func TestMQTT5NotStored(t *testing.T) {
-	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
-	w.log.Fail(stream.ErrFull, 0)
-	conn, err := net.DialTimeout("tcp", w.server.Addr().String(), patience)
-	if err != nil {
-		t.Fatal(err)
-	}
-	reasons := make(chan byte, 1)
-	c := paho.NewClient(paho.ClientConfig{
-		ClientID: "p1", Conn: conn, PacketTimeout: patience,
-		OnServerDisconnect: func(d *paho.Disconnect) { reasons <- d.ReasonCode },
-	})
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if _, err := c.Connect(ctx, &paho.Connect{ClientID: "p1", KeepAlive: 30, CleanStart: true}); err != nil {
-		t.Fatal(err)
-	}
-	if resp, err := c.Publish(ctx, &paho.Publish{QoS: 1, Topic: "fleet/v1/telemetry", Payload: []byte(`{"speed":1}`)}); err == nil {
-		t.Errorf("acknowledged with %+v", resp)
-	}
-	if got := <-reasons; got != 0x97 {
-		t.Errorf("DISCONNECT %x, want 97 (quota exceeded)", got)
-	}
-	<-c.Done()
+	f("a", 0)
+	f("b", 0)
+	f("c", 0)
+	open("d").wantEnd() // a fifth
+	f("a", 1)
 }

@@ -37,11 +37,12 @@ type Config struct {
 	// Topics map topics to vehicles. A level is plain text, + for any one level, or {vehicle} for the vehicle's id; without
 	// {vehicle} the payload has to name it. Default: DefaultTopic.
 	Topics []string
-	// Users who may connect. Without any, and without Anonymous, only connections from this machine are let in.
+	// Users who may connect. Without any, and without Anonymous, only connections from this machine are let in, and those
+	// whose client certificate TLS has verified.
 	Users []User
 	// Anonymous lets clients connect from anywhere without a user name.
 	Anonymous bool
-	// MaxConnections bounds open connections, those not yet authenticated included. Default 10,000 (about 20 KiB each).
+	// MaxConnections bounds open connections, those not yet authenticated included. Default 10,000 (about 30 KiB each).
 	MaxConnections int
 	// ReceiveMaximum is how many unacknowledged QoS 1 messages an MQTT 5 device is told it may have. Default 256.
 	ReceiveMaximum uint16
