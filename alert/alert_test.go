@@ -417,4 +417,3 @@ func TestSubscriptionsCoalesce(t *testing.T) {
 	default:
 	}
 }
-
