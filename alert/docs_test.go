@@ -6,11 +6,9 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/process/rule"
 	"github.com/milepost/milepost/telemetry"
 )
@@ -80,18 +78,5 @@ func checkConfig(t *testing.T, body string) {
 	}
 	if err := c.Alerts.Validate(); err != nil {
 		t.Error(err)
-	}
-}
-
-func BenchmarkApply(b *testing.B) {
-	store := openStore(b, vfs.NewCrashable())
-	l := newLane(b, store, fast())
-	n := 0
-	b.ReportAllocs()
-	for b.Loop() { // a firing and a resolved alert, each in a step of its own, with its rows
-		n++
-		id := "v" + string(rune('a'+n%26))
-		l.speed(id, time.Duration(2*n)*time.Second, 90, 0)
-		l.speed(id, time.Duration(2*n+1)*time.Second, 10, 0)
 	}
 }
