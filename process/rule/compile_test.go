@@ -381,3 +381,16 @@ func TestEvalAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations per reading, want 0", n)
 	}
 }
+
+func TestAppendFiring(t *testing.T) {
+	set := compile(t, Shipped()...)
+	st := make([]State, set.Len())
+	if names, worst := set.AppendFiring(nil, st); len(names) != 0 || worst != "" {
+		t.Errorf("nothing fires: got %v %q", names, worst)
+	}
+	st[0].Phase, st[2].Phase, st[3].Phase = Firing, Firing, Pending
+	names, worst := set.AppendFiring(nil, st)
+	if d := cmp.Diff([]string{"overspeed", "engine_overheating"}, names); d != "" || worst != Critical {
+		t.Errorf("worst %q (-want +got):\n%s", worst, d)
+	}
+}
