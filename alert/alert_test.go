@@ -418,3 +418,15 @@ func TestSubscriptionsCoalesce(t *testing.T) {
 	}
 }
 
+func BenchmarkApply(b *testing.B) {
+	store := openStore(b, vfs.NewCrashable())
+	l := newLane(b, store, fast())
+	n := 0
+	b.ReportAllocs()
+	for b.Loop() { // a firing and a resolved alert, each in a step of its own, with its rows
+		n++
+		id := "v" + string(rune('a'+n%26))
+		l.speed(id, time.Duration(2*n)*time.Second, 90, 0)
+		l.speed(id, time.Duration(2*n+1)*time.Second, 10, 0)
+	}
+}

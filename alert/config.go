@@ -143,14 +143,10 @@ func (e *Email) validate() error {
 }
 
 func checkSeverity(s string) error {
-	if s != "" && rank(s) < 0 {
+	if s != "" && rule.Rank(s) < 0 {
 		return fmt.Errorf("min_severity: %q is not known: use info, warning or critical", s)
 	}
 	return nil
-}
-
-func rank(severity string) int {
-	return slices.Index([]string{rule.Info, rule.Warning, rule.Critical}, severity)
 }
 
 // Sinks makes the sinks, reading the files that the configuration names.
@@ -185,7 +181,7 @@ func (c *Config) Sinks(log *slog.Logger) ([]Sink, error) {
 func (c *Config) Route(severity string) []string {
 	var out []string
 	add := func(name, min string) {
-		if rank(severity) >= rank(min) {
+		if rule.Rank(severity) >= rule.Rank(min) {
 			out = append(out, name)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"html"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -40,6 +41,7 @@ const (
 
 type emailSink struct {
 	Email
+	dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	opts []mail.Option
 	told map[string]map[string]bool // notification → recipients that have it, while others are tried again
 }
@@ -63,9 +65,9 @@ func newEmail(c Email) (*emailSink, error) {
 			port = p
 		}
 	}
-	s.opts = []mail.Option{
-		mail.WithTLSConfig(&tls.Config{RootCAs: roots, ServerName: c.Host, MinVersion: tls.VersionTLS12}), mail.WithoutNoop(),
-	}
+	secure := &tls.Config{RootCAs: roots, ServerName: c.Host, MinVersion: tls.VersionTLS12}
+	s.opts = []mail.Option{mail.WithTLSConfig(secure), mail.WithoutNoop()}
+	s.dial = new(net.Dialer).DialContext
 	switch c.TLS {
 	case "", tlsStart:
 		defaultPort(587)
@@ -75,7 +77,8 @@ func newEmail(c Email) (*emailSink, error) {
 		s.opts = append(s.opts, mail.WithTLSPolicy(mail.TLSOpportunistic))
 	case tlsImplicit:
 		defaultPort(465)
-		s.opts = append(s.opts, mail.WithSSL())
+		s.dial = (&tls.Dialer{Config: secure}).DialContext
+		s.opts = append(s.opts, mail.WithTLSPolicy(mail.TLSOpportunistic)) // it then sees that TLS is there already
 	case tlsNone:
 		defaultPort(25)
 		s.opts = append(s.opts, mail.WithTLSPolicy(mail.NoTLS))
@@ -94,9 +97,27 @@ func (s *emailSink) Send(ctx context.Context, n Notification) error {
 	if d, ok := ctx.Deadline(); ok {
 		opts = append(opts[:len(opts):len(opts)], mail.WithTimeout(max(time.Until(d), time.Millisecond)))
 	}
+	// The connection is ours to close: the library leaves it open when the greeting, STARTTLS or authentication fails, and no
+	// longer listens to ctx once it is connected.
+	hangUp := func() {}
+	opts = append(opts[:len(opts):len(opts)], mail.WithDialContextFunc(func(dialing context.Context, network, addr string) (net.Conn, error) {
+		conn, err := s.dial(dialing, network, addr)
+		if err == nil {
+			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+			hangUp = func() {
+				stop()
+				_ = conn.Close() // closed already unless something failed, and that is reported
+			}
+		}
+		return conn, err
+	}))
+	defer func() { hangUp() }()
 	client, err := mail.NewClient(s.Host, opts...)
 	if err != nil {
 		return &RefusedError{err}
+	}
+	if len(s.told) > maxHeld {
+		clear(s.told) // of notifications that were given up; at worst someone reads one twice
 	}
 	told := s.told[n.ID]
 	var msgs []*mail.Msg

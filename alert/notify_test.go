@@ -47,6 +47,12 @@ func (s *scriptSink) Send(_ context.Context, n Notification) error {
 	return s.answer(n.ID, s.n[n.ID])
 }
 
+func (s *scriptSink) all() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.got)
+}
+
 func (s *scriptSink) attempts(id string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -59,6 +65,12 @@ type deadLog struct {
 	mu         sync.Mutex
 	letters    []stream.DeadLetter
 	fail       int // so many appends fail first
+}
+
+func (d *deadLog) all() []stream.DeadLetter {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.letters)
 }
 
 func (d *deadLog) Append(_ context.Context, recs []stream.Record) error {
@@ -134,11 +146,11 @@ func TestNotifierRetriesWithGrowingPauses(t *testing.T) {
 		ask(t, s, "hook", "a/firing")
 		time.Sleep(2 * time.Minute)
 		if sink.attempts("a/firing") != 4 {
-			t.Fatalf("attempts %v, want 4", sink.got)
+			t.Fatalf("attempts %v, want 4", sink.all())
 		}
 		var gaps []int
 		last := 0
-		for i, g := range sink.got {
+		for i, g := range sink.all() {
 			var sec int
 			_, err := fmt.Sscanf(g[strings.IndexByte(g, '@')+1:], "%d", &sec)
 			if err != nil {
@@ -174,10 +186,10 @@ func TestNotifierDeadLettersWhatIsRefused(t *testing.T) {
 	}, Retry{}, dead, func(t *testing.T, s state.Store) {
 		ask(t, s, "hook", "bad/firing", "good/firing")
 		time.Sleep(time.Minute)
-		if len(dead.letters) != 1 {
-			t.Fatalf("%d dead letters, want 1", len(dead.letters))
+		if len(dead.all()) != 1 {
+			t.Fatalf("%d dead letters, want 1", len(dead.all()))
 		}
-		l := dead.letters[0]
+		l := dead.all()[0]
 		if l.ID != "notify:hook/bad/firing" || l.Source != "sink hook" || l.Key != "truck-7" || l.Reason != "410 gone" || !strings.Contains(string(l.Data), "bad/firing") {
 			t.Errorf("dead letter %+v", l)
 		}
@@ -197,12 +209,12 @@ func TestNotifierGivesUpAfterMaxAge(t *testing.T) {
 	}, Retry{}, dead, func(t *testing.T, s state.Store) {
 		ask(t, s, "hook", "a/firing")
 		time.Sleep(23 * time.Hour)
-		if len(dead.letters) != 0 {
+		if len(dead.all()) != 0 {
 			t.Fatal("given up before a day has passed")
 		}
 		time.Sleep(90 * time.Minute)
-		if len(dead.letters) != 1 || !strings.Contains(dead.letters[0].Reason, "down for ever") {
-			t.Errorf("dead letters %+v, want one with the last error", dead.letters)
+		if len(dead.all()) != 1 || !strings.Contains(dead.all()[0].Reason, "down for ever") {
+			t.Errorf("dead letters %+v, want one with the last error", dead.all())
 		}
 	})
 }
@@ -216,8 +228,8 @@ func TestNotifierGivesUpAfterMaxAttempts(t *testing.T) {
 	}, Retry{MaxAttempts: 3}, dead, func(t *testing.T, s state.Store) {
 		ask(t, s, "hook", "a/firing")
 		time.Sleep(time.Hour)
-		if sink.attempts("a/firing") != 3 || len(dead.letters) != 1 {
-			t.Errorf("%d attempts, %d dead letters; want 3 and 1", sink.attempts("a/firing"), len(dead.letters))
+		if sink.attempts("a/firing") != 3 || len(dead.all()) != 1 {
+			t.Errorf("%d attempts, %d dead letters; want 3 and 1", sink.attempts("a/firing"), len(dead.all()))
 		}
 	})
 }
@@ -261,7 +273,7 @@ func TestAnEndIsNotToldBeforeItsBeginning(t *testing.T) {
 		ask(t, s, "hook", "a/firing", "a/resolved", "b/firing")
 		time.Sleep(10 * time.Minute)
 		var order []string
-		for _, g := range sink.got {
+		for _, g := range sink.all() {
 			order = append(order, g[:strings.IndexByte(g, '@')])
 		}
 		if i, j := slices.Index(order, "a/resolved"), slices.Index(order, "b/firing"); i != len(order)-1 || j < 0 || j > 2 {
@@ -284,11 +296,11 @@ func TestRetryAfterIsHonoured(t *testing.T) {
 		ask(t, s, "hook", "a")
 		time.Sleep(89 * time.Second)
 		if sink.attempts("a") != 1 {
-			t.Errorf("came back after less than 90 s: %v", sink.got)
+			t.Errorf("came back after less than 90 s: %v", sink.all())
 		}
 		time.Sleep(2 * time.Second)
 		if sink.attempts("a") != 2 {
-			t.Errorf("did not come back after 90 s: %v", sink.got)
+			t.Errorf("did not come back after 90 s: %v", sink.all())
 		}
 	})
 }
@@ -303,7 +315,7 @@ func TestSlowSinkDelaysOnlyItself(t *testing.T) { // P8
 		ask(t, s, "fast", "a", "b")
 		synctest.Wait()
 		if fast.attempts("a") != 1 || fast.attempts("b") != 1 {
-			t.Errorf("the fast sink got %v, want a and b at once", fast.got)
+			t.Errorf("the fast sink got %v, want a and b at once", fast.all())
 		}
 		time.Sleep(15 * time.Second)
 		ask(t, s, "fast", "c")
@@ -344,7 +356,7 @@ func TestCrashBetweenSendAndDone(t *testing.T) {
 	second := newScriptSink("hook", nil)
 	runUntil(t, again, second, id)
 	if first.attempts(id) != 1 || second.attempts(id) != 1 {
-		t.Errorf("sent %v before and %v after the crash, want the same ID once each", first.got, second.got)
+		t.Errorf("sent %v before and %v after the crash, want the same ID once each", first.all(), second.all())
 	}
 	for _, s := range []state.Store{store, again} {
 		if e := effects(t, s, "hook"); len(e) != 0 {

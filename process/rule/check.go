@@ -98,6 +98,7 @@ func issue(field, text string, errs []*common.Error) error {
 		{"token recognition error at: '|", "write || for or"}, {"'and'", "write && for and"}, {"'or'", "write || for or"},
 		{"'not'", "write ! for not"}, {"'AND'", "write && for and"}, {"'OR'", "write || for or"},
 		{"'<EOF>'", "something is missing at the end"}, {"no matching overload", "numbers compare with numbers, status with text in quotes"},
+		{"expected type 'bool'", "&& and || join comparisons"},
 		{"undeclared reference", "conditions know no functions of that name, and no loops"},
 	} {
 		if strings.Contains(msg, h.has) {

@@ -24,7 +24,8 @@ func IncidentID(rule, vehicle string, since int64) string {
 
 // Eval judges one reading, which v already contains, and appends what changed to out. st has Set.Len elements and belongs to
 // the vehicle that b was bound for. Hand in every reading that is heard, late ones and repetitions too: any data ends an
-// outage, and a repetition changes nothing. It allocates nothing unless a rule needs cel-go or out must grow.
+// outage, and a repetition changes nothing. A reading that came late is judged with the newest values of the signals it does not
+// carry, even if those are newer than itself. It allocates nothing unless a rule needs cel-go or out must grow.
 func (b *Bound) Eval(st []State, v *Values, in Input, out []Transition) []Transition {
 	s := b.set
 	for w := range s.words {
@@ -185,7 +186,8 @@ func (st *State) peak(r *bound, v *Values) {
 }
 
 // Tick looks for silence. lastArrival is when the vehicle was last heard, 0 if never; since is when this process began to
-// listen: our own downtime is nobody's outage. The outcome depends on now only in whether it is time, so an alert has the
+// listen: our own downtime is nobody's outage. A lane that has a backlog to read must not tick yet, and afterwards since is when
+// it had caught up, or everyone is offline who is only waiting in the log. The outcome depends on now only in whether it is time, so an alert has the
 // same ID and the same times whenever the clock ticks.
 func (b *Bound) Tick(st []State, lastArrival, now, since int64, out []Transition) []Transition {
 	if lastArrival == 0 {
@@ -239,4 +241,31 @@ func (b *Bound) withdraw(st []State, in Input, out []Transition) []Transition {
 		}
 	}
 	return out
+}
+
+// AppendFiring appends the names of the rules that fire to dst, and returns the worst of their severities, "" if none fires.
+func (s *Set) AppendFiring(dst []string, st []State) ([]string, string) {
+	worst := -1
+	for i := range st {
+		if st[i].Phase == Firing {
+			dst = append(dst, s.specs[i].Name)
+			worst = max(worst, Rank(s.specs[i].Severity))
+		}
+	}
+	if worst < 0 {
+		return dst, ""
+	}
+	return dst, severities()[worst]
+}
+
+func severities() [3]string { return [3]string{Info, Warning, Critical} }
+
+// Rank orders severities, mildest 0; -1 for what is none.
+func Rank(severity string) int {
+	for i, s := range severities() {
+		if s == severity {
+			return i
+		}
+	}
+	return -1
 }
