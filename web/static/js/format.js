@@ -13,7 +13,7 @@ export const brief = (n) => (Math.abs(n) < 10_000 ? number[0].format(n) : compac
 // value writes a signal's value in the unit people expect on the dashboard of a vehicle.
 export function value(v, unit) {
 	if (v === null || v === undefined || Number.isNaN(v)) return '–';
-	if (unit === 'm' && Math.abs(v) >= 10_000) return `${number[1].format(v / 1000)} km`;
+	if (unit === 'm' && Math.abs(v) >= 10_000) return `${number[Math.abs(v) < 1e6 ? 1 : 0].format(v / 1000)} km`;
 	if (unit === 'deg') return `${number[0].format(v)}° ${compass(v)}`;
 	const digits = Math.abs(v) >= 100 ? 0 : Math.abs(v) >= 10 ? 1 : 2;
 	return number[digits].format(v) + (unit ? (unit === '%' ? ' %' : ` ${unit}`) : '');
@@ -67,7 +67,7 @@ export function signalName(name) {
 }
 
 const SIGNALS = {
-	speed: 'Speed', heading: 'Heading', fuel: 'Fuel', engine_temp: 'Engine temperature', fuel_pressure: 'Fuel pressure',
-	cargo_temp: 'Cargo temperature', rpm: 'Engine speed', odometer: 'Odometer', battery: 'Battery', altitude: 'Altitude',
+	speed: 'Speed', heading: 'Heading', fuel: 'Fuel', engine_temp: 'Engine temp.', fuel_pressure: 'Fuel pressure',
+	cargo_temp: 'Cargo temp.', rpm: 'Engine speed', odometer: 'Odometer', battery: 'Battery', altitude: 'Altitude',
 	accuracy: 'Position accuracy',
 };

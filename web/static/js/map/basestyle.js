@@ -35,7 +35,7 @@ export function baseStyle(dark, config) {
 			{id: 'water', type: 'background', paint: {'background-color': c.water}},
 			{id: 'land', type: 'fill', source: 'base', 'source-layer': 'land', paint: {'fill-color': c.land}},
 			line('land', c.coast, zoomed(1, 0.4, 8, 1.4), {id: 'coast'}),
-			line('river', c.river, zoomed(3, 0.5, 9, 2.2)),
+			line('river', c.river, zoomed(3, 0.5, 8, 1.6), {maxzoom: 9.5}), // 1:50m: too coarse to follow closer
 			{id: 'lake', type: 'fill', source: 'base', 'source-layer': 'lake', paint: {'fill-color': c.water, 'fill-outline-color': c.coast}},
 			line('county', c.county, zoomed(5, 0.4, 10, 1.2), {minzoom: 5.5}),
 			line('state', c.state, zoomed(3, 0.5, 9, 1.8)),

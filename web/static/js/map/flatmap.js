@@ -14,6 +14,7 @@ export class FlatMap {
 		this.view = {lon: -96, lat: 39, zoom: 3};
 		this.shown = new Uint32Array(0);
 		this.marked = {hovered: -1, selected: -1};
+		this.dim = 1;
 		this.lines = {land: [], borders: [], states: []};
 		this.wake = frameOnce(() => this.draw());
 		this.#gestures();
@@ -145,6 +146,7 @@ export class FlatMap {
 		for (let k = this.shown.length - 1; k >= 0; k--) {
 			const i = this.shown[k];
 			if (!this.fleet.placed[i]) continue;
+			g.globalAlpha = i === this.marked.selected ? 1 : this.dim;
 			const [x, y] = this.placeOf(i);
 			if (x < -20 || y < -20 || x > w + 20 || y > hh + 20) continue;
 			g.fillStyle = severities[this.fleet.severity[i]] ?? states[this.fleet.state[i]];
@@ -152,6 +154,7 @@ export class FlatMap {
 			g.arc(x, y, r, 0, 7);
 			g.fill();
 		}
+		g.globalAlpha = 1;
 		g.lineWidth = 2;
 		g.strokeStyle = color('--ink');
 		for (const i of [this.marked.hovered, this.marked.selected]) {

@@ -30,6 +30,8 @@ export class LibreMap {
 			m.gl.once('webglcontextcreationerror', () => reject(new Error('WebGL does not start')));
 		});
 		m.#dress();
+		// On a small map the credits wait behind their button.
+		if (el.clientWidth < 640) el.querySelector('.maplibregl-compact-show')?.classList.remove('maplibregl-compact-show');
 		return m;
 	}
 

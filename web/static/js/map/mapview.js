@@ -52,6 +52,8 @@ export class MapView extends EventTarget {
 			this.host.dataset.plain = 'true';
 			toast(`The detailed map needs WebGL; this is a plain one (${err.message}).`);
 		}
+		this.overlay.dim = this.dimmed ?? 1;
+		this.overlay.mark('selected', this.selected);
 		this.host.dataset.ready = 'true';
 		this.map.onmove = frameOnce(() => this.#follow());
 		this.#point(this.map.surface());
@@ -77,6 +79,14 @@ export class MapView extends EventTarget {
 	show(indexes) {
 		this.shown = indexes;
 		this.overlay?.show(indexes);
+	}
+
+	// dim fades all but the marked vehicles, or does not.
+	dim(on) {
+		this.dimmed = on ? 0.4 : 1;
+		if (!this.overlay) return;
+		this.overlay.dim = this.dimmed;
+		this.overlay.wake();
 	}
 
 	// select marks a vehicle and tells about it; -1: none. look: move the map if it is out of sight.

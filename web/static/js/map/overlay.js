@@ -21,6 +21,7 @@ export class Overlay {
 		this.camera = camera;
 		this.shown = new Uint32Array(0);
 		this.marked = {hovered: -1, selected: -1};
+		this.dim = 1; // opacity of the others
 		this.glides = new Glides(fleet);
 		this.base = performance.now();
 		this.frames = {drawn: 0, ms: 0};
@@ -43,7 +44,11 @@ export class Overlay {
 		}
 		gl.linkProgram(program);
 		gl.useProgram(program);
-		this.at = (name) => gl.getUniformLocation(program, name);
+		const places = new Map();
+		this.at = (name) => {
+			if (!places.has(name)) places.set(name, gl.getUniformLocation(program, name));
+			return places.get(name);
+		};
 		gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
 		gl.enableVertexAttribArray(0);
 		gl.vertexAttribIPointer(0, 4, gl.INT, STRIDE, 0);
@@ -145,6 +150,7 @@ export class Overlay {
 			gl.uniform1f(this.at('u_now'), (began - this.base) / 1000);
 			gl.uniform1f(this.at('u_radius'), radiusAt(zoom));
 			gl.uniform1f(this.at('u_pulse'), pulse);
+			gl.uniform1f(this.at('u_dim'), this.dim);
 			gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.count);
 		}
 		this.last = began;

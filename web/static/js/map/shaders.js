@@ -45,6 +45,7 @@ in vec2 v_at;
 flat in vec2 v_heading;
 flat in uvec3 v_look;
 uniform float u_radius;
+uniform float u_dim;      // opacity of vehicles that are not marked
 uniform float u_pulse;    // 0 to 1, or -1 for a still ring
 uniform vec3 u_state[3];
 uniform vec3 u_severity[4];
@@ -74,7 +75,7 @@ void main() {
 	float d;
 	if (v_heading.x < 1.5 && u_radius > 3.4) {
 		vec2 p = vec2(v_at.x * v_heading.x - v_at.y * v_heading.y, v_at.x * v_heading.y + v_at.y * v_heading.x);
-		d = drop(p + vec2(0.0, 0.12), 0.78, 0.1, 1.2);
+		d = drop(p + vec2(0.0, 0.14), 0.74, 0.08, 1.35);
 	} else {
 		d = length(v_at) - 0.8;
 	}
@@ -87,7 +88,7 @@ void main() {
 	}
 	if (v_look.z > 0u) {
 		float r = v_look.z == 2u ? 2.3 : 2.0;
-		float w = v_look.z == 2u ? 1.3 : 0.8;
+		float w = 1.0;
 		float ring = abs(length(v_at) - r) - w * px;
 		over(color, u_edge, 0.8 * (1.0 - smoothstep(0.0, soft, ring - 1.2 * px)));
 		over(color, u_mark, 1.0 - smoothstep(0.0, soft, ring));
@@ -98,5 +99,6 @@ void main() {
 	if (offline && v_look.y == 0u && u_radius > 3.4) {
 		over(color, u_edge, 1.0 - smoothstep(-soft, soft, length(v_at) - 0.42));
 	}
+	if (v_look.z == 0u) color *= u_dim;
 	if (color.a < 0.004) discard;
 }`;

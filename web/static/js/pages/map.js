@@ -70,7 +70,7 @@ export class MapPage {
 		this.list.show(shown, fleet.size ? 'No vehicle matches.' : 'No vehicle has reported yet.');
 		if (this.here) this.app.map().show(shown);
 		const c = fleet.counts();
-		this.choices.counts({all: c.total, alerting: c.alerting, online: c.online, stale: c.stale, offline: c.offline});
+		this.choices.counts({all: c.total, alerting: c.alerting}); // the line above has the others
 		this.#summary(c);
 	}
 

@@ -85,6 +85,7 @@ export class PipelinePage {
 		fill(this.cells.refused, fmt.brief(total(s.doors, refused)));
 		fill(this.cells.dead, fmt.brief(s.dead_letters));
 		fill(this.since, `up ${fmt.span(now - Date.parse(s.started))}${s.version ? ` · version ${s.version}` : ''}`);
+		const focused = this.body.contains(document.activeElement) ? document.activeElement.closest('details')?.dataset.key : null;
 		const open = new Set([...this.body.querySelectorAll('details[open]')].map((d) => d.dataset.key));
 		const rateOf = (cur, prev) => {
 			const r = per(cur, prev);
@@ -116,6 +117,7 @@ export class PipelinePage {
 				['Not yet in a file', `${fmt.brief(s.archive.tail_rows)} rows`], ['Newest file', s.archive.newest ? fmt.age(Date.parse(s.archive.newest), now) : '–'],
 			].map(([k, v]) => h('div', {}, h('dt', {}, k), h('dd', {}, v)))), s.archive.error && message(s.archive.error, 'error')),
 			s.sinks.length > 0 && box('Notifications', table(['Sink', '-Sent', '-Failed', '-Waiting', 'Error'], s.sinks.map((k) => [k.name, fmt.brief(k.sent), fmt.brief(k.failed), fmt.brief(k.pending), k.error ?? '']))));
+		if (focused) this.body.querySelector(`details[data-key="${CSS.escape(focused)}"] summary`)?.focus({preventScroll: true});
 		this.before = s;
 	}
 

@@ -43,6 +43,7 @@ export class VehiclePage {
 		this.id = id;
 		this.v = null;
 		this.looked = false;
+		this.points = null;
 		this.stop?.abort();
 		this.stop = new AbortController();
 		fill(this.head, h('h1', {}, id));
@@ -51,6 +52,7 @@ export class VehiclePage {
 		fill(this.charts, message('Loading …'));
 		const map = this.app.map();
 		map.cardOff = true;
+		map.dim(true);
 		map.trail([]);
 		this.#onMap();
 		this.#state();
@@ -67,6 +69,7 @@ export class VehiclePage {
 		clearTimeout(this.soon);
 		const map = this.app.map();
 		map.cardOff = false;
+		map.dim(false);
 		map.trail([]);
 		map.select(map.selected);
 	}
@@ -87,6 +90,7 @@ export class VehiclePage {
 		const i = this.app.fleet.index.get(this.id);
 		this.#onMap();
 		if (i === undefined || (!whole && !indexes.includes(i))) return;
+		this.#lengthen(i);
 		// Its signals come with its state: ask again, at most once a second.
 		this.soon ??= setTimeout(() => {
 			this.soon = null;
@@ -169,6 +173,14 @@ export class VehiclePage {
 			if (err.name === 'AbortError' || id !== this.id || again) return;
 			fill(this.charts, message(err.message, err.status === 501 ? 'note' : 'error'));
 		}
+	}
+
+	// #lengthen lets the trail follow the vehicle until the next look at history.
+	#lengthen(i) {
+		const f = this.app.fleet, last = this.points?.at(-1);
+		if (!last || !f.placed[i] || f.seen[i] * 1000 <= last[0]) return;
+		this.points.push([f.seen[i] * 1000, f.lat[i], f.lon[i], f.speed[i]]);
+		this.app.map().trail(this.points);
 	}
 
 	#fitTrail() {
