@@ -193,6 +193,10 @@ const (
 // page serves the dashboard at every path that is one of its pages, and its files.
 func (s *Server) page(w http.ResponseWriter, r *http.Request) error {
 	p := r.URL.Path
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		return problemf(http.StatusMethodNotAllowed, "method", "pages are only read")
+	}
 	if rest, ok := strings.CutPrefix(p, "/assets/"); ok {
 		version, name, _ := strings.Cut(rest, "/")
 		a, ok := s.assets.files[name]

@@ -155,7 +155,7 @@ func (s *Server) routes() http.Handler {
 	})
 	handle("GET /basemap/{z}/{x}/{y}", s.tile)
 	handle("GET /basemap/outline.json", s.outline)
-	handle("GET /", s.page)
+	handle("/", s.page)
 	return mux
 }
 

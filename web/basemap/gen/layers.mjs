@@ -1,5 +1,6 @@
 // The base map's layers as GeoJSON, each with the zoom range in which its tiles carry it.
 import {feature, mesh, merge} from 'topojson-client';
+import {unwrap} from './unwrap.mjs';
 
 export const MAX_ZOOM = 6; // beyond it the browser enlarges these tiles
 
@@ -28,10 +29,10 @@ export function layers({world, us, regions, cities}) {
 		.map((f) => label(f, COUNTRY_NAMES[f.properties.name] ?? f.properties.name, 'country'));
 
 	return [
-		{name: 'land', from: 0, tolerance: 3, features: [line(merge(world, inhabited))]},
+		{name: 'land', from: 0, tolerance: 3, features: [line(unwrap(merge(world, inhabited)))]},
 		{name: 'lake', from: 1, tolerance: 3, features: water(regions, 'lakes')},
 		{name: 'river', from: 3, tolerance: 3, features: water(regions, 'rivers')},
-		{name: 'border', from: 0, tolerance: 2, features: [line(interior(world, world.objects.countries))]},
+		{name: 'border', from: 0, tolerance: 2, features: [line(unwrap(interior(world, world.objects.countries)))]},
 		{name: 'state', from: 3, tolerance: 2, features: [
 			line(interior(us, us.objects.states)),
 			...divisions.map((d) => line(interior(d.topo, d.object))),
@@ -82,7 +83,7 @@ function water(regions, object) {
 // label is a point inside the largest polygon of a feature, with a rank by its size: 0 is the largest.
 function label(f, name, kind) {
 	let best = null, area = 0;
-	const polygons = f.geometry.type === 'MultiPolygon' ? f.geometry.coordinates : [f.geometry.coordinates];
+	const polygons = f.geometry.type === 'MultiPolygon' ? unwrap(f.geometry).coordinates : [unwrap(f.geometry).coordinates];
 	for (const p of polygons) {
 		const a = Math.abs(ringArea(p[0]));
 		if (a >= area) [best, area] = [p, a];

@@ -1,6 +1,7 @@
 // The outline that a browser without WebGL draws: lines of [longitude, latitude] in hundredths of a degree, each line flat
 // and as differences from the point before.
 import {feature, mesh} from 'topojson-client';
+import {unwrap} from './unwrap.mjs';
 
 export function outline({coarse, us}) {
 	const lines = (geometry, every) => {
@@ -9,8 +10,8 @@ export function outline({coarse, us}) {
 	};
 	return {
 		land: feature(coarse, coarse.objects.land).features.flatMap((f) =>
-			(f.geometry.type === 'Polygon' ? [f.geometry.coordinates] : f.geometry.coordinates).map((p) => pack(p[0], 0))),
-		borders: lines(mesh(coarse, coarse.objects.countries, (a, b) => a !== b), 0),
+			(f.geometry.type === 'Polygon' ? [unwrap(f.geometry).coordinates] : unwrap(f.geometry).coordinates).map((p) => pack(p[0], 0))),
+		borders: lines(unwrap(mesh(coarse, coarse.objects.countries, (a, b) => a !== b)), 0),
 		states: lines(mesh(us, us.objects.states, (a, b) => a !== b), 12),
 	};
 }
