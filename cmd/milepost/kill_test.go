@@ -22,6 +22,9 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/milepost/milepost/stream"
+	"github.com/milepost/milepost/stream/seglog"
 )
 
 var rounds = flag.Int("rounds", 3, "how often TestKill kills the server")
@@ -36,8 +39,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"milepost": main})
 }
 
-// process is a server in a process of its own.
-type process struct {
+// serverProcess is a server in a process of its own.
+type serverProcess struct {
 	t    *testing.T
 	cmd  *exec.Cmd
 	logs *bytes.Buffer
@@ -47,13 +50,13 @@ type process struct {
 }
 
 // startServer runs 'milepost serve' on a configuration and waits until it is ready.
-func startServer(t *testing.T, config, httpAddr, mqttAddr string) *process {
+func startServer(t *testing.T, config, httpAddr, mqttAddr string) *serverProcess {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{t: t, logs: &bytes.Buffer{}, done: make(chan error, 1), http: "http://" + httpAddr, mqtt: mqttAddr}
+	p := &serverProcess{t: t, logs: &bytes.Buffer{}, done: make(chan error, 1), http: "http://" + httpAddr, mqtt: mqttAddr}
 	p.cmd = exec.Command(exe, "serve", "--config", config)
 	p.cmd.Env = append(os.Environ(), "MILEPOST_MAIN=1")
 	p.cmd.Stderr, p.cmd.Stdout = p.logs, p.logs
@@ -83,13 +86,13 @@ func startServer(t *testing.T, config, httpAddr, mqttAddr string) *process {
 	return nil
 }
 
-func (p *process) kill() {
+func (p *serverProcess) kill() {
 	p.cmd.Process.Signal(syscall.SIGKILL)
 	<-p.done
 }
 
 // stop asks the server to drain and end.
-func (p *process) stop() {
+func (p *serverProcess) stop() {
 	p.t.Helper()
 	p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
@@ -105,7 +108,7 @@ func (p *process) stop() {
 }
 
 // rows asks for SQL rows.
-func (p *process) rows(sql string) [][]any {
+func (p *serverProcess) rows(sql string) [][]any {
 	p.t.Helper()
 	body, _ := json.Marshal(map[string]string{"sql": sql})
 	resp, err := http.Post(p.http+"/v1/sql?format=json", "application/json", bytes.NewReader(body))
@@ -265,7 +268,7 @@ func TestKill(t *testing.T) {
 	}
 }
 
-func checkKilled(t *testing.T, p *process, devices []*device, when string, base int64) {
+func checkKilled(t *testing.T, p *serverProcess, devices []*device, when string, base int64) {
 	t.Helper()
 	twice := p.rows("SELECT vehicle_id, event_time, count(*) FROM readings GROUP BY 1, 2 HAVING count(*) > 1 LIMIT 5")
 	if len(twice) > 0 {
@@ -402,5 +405,54 @@ func waitCaughtUp(t *testing.T, addr string) {
 			t.Fatalf("not caught up after a minute: %s", strings.TrimSpace(string(b)))
 		}
 		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// checkLog reads the log of a stopped server: every acknowledged reading is in it. A device that lost an acknowledgement sends
+// again, so a reading may be in the log twice; what follows the log sees it once.
+func checkLog(t *testing.T, data string, devices []*device, base int64) {
+	t.Helper()
+	store, err := seglog.Open(seglog.Config{Dir: filepath.Join(data, "log")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	log, err := store.Stream(readingsStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shards, err := log.Shards(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := map[string]bool{}
+	for _, sh := range shards {
+		tip, err := log.Tip(t.Context(), sh.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rd, err := log.Read(t.Context(), sh.ID, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for last := stream.Position(""); last < tip.Pos; {
+			recs, err := rd.Next(t.Context(), 4096)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range recs {
+				have[string(r.Data)] = true
+			}
+			last = recs[len(recs)-1].Pos
+		}
+		rd.Close()
+	}
+	for _, d := range devices {
+		for i := range d.acked {
+			if !have[string(d.reading(i, base))] {
+				t.Errorf("reading %d of %s was acknowledged and is not in the log", i, d.id)
+				break
+			}
+		}
 	}
 }

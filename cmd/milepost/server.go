@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -444,4 +445,10 @@ func (s *server) drain(ctx context.Context) error {
 	step("close log", s.logs.Close)
 	s.log.Info("drained", "seconds", time.Since(began).Seconds())
 	return errors.Join(errs...)
+}
+
+// isPMTiles tells a PMTiles archive from a tile template by its name.
+func isPMTiles(url string) bool {
+	path, _, _ := strings.Cut(url, "?")
+	return strings.HasSuffix(strings.ToLower(path), ".pmtiles")
 }
