@@ -28,9 +28,11 @@ type Folder interface {
 
 // A Fold is owned by one goroutine.
 type Fold interface {
-	// Fold applies records to memory. r reads committed state; recs are valid until Fold returns.
+	// Fold applies records to memory. r reads committed state; recs are valid until Fold returns. A *RejectError says that
+	// exactly the records before it are applied; after any other error Reset follows.
 	Fold(ctx context.Context, r state.Reader, recs []stream.Record) error
-	// Tick lets time pass: now is the runner's clock, since is when this process began to listen.
+	// Tick lets time pass: now is the runner's clock, since is when this process began to listen, or has last caught up: while
+	// the lane is behind, since is now, as silence means nothing then.
 	Tick(ctx context.Context, r state.Reader, now, since time.Time) error
 	// Urgent tells whether what is in memory should be committed without waiting for more (an alert is to be sent).
 	Urgent() bool

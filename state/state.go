@@ -24,7 +24,8 @@ type Store interface {
 	// Checkpoint returns where a lane is; "" if it never advanced.
 	Checkpoint(ctx context.Context, fn string, shard stream.ShardID, lane int) (stream.Position, error)
 	// Advance runs f and commits its writes, its effects and From→To in one transaction. ErrMoved, and nothing written, if the
-	// checkpoint is no longer at From (compare-and-set: fences a second owner, makes retry idempotent). A step with an effect
+	// checkpoint is no longer at From (compare-and-set: fences a second owner, makes retry idempotent). After any other error
+	// that is not f's own, Checkpoint tells whether the step has happened. A step with an effect
 	// or with Tx.Sync is on disk when Advance returns; another may be lost in a crash, whole, together with every later one
 	// that was not synced: the log brings it back.
 	Advance(ctx context.Context, s Step, f func(Tx) error) error
@@ -43,8 +44,8 @@ type Store interface {
 type Reader interface {
 	// Get returns the value of a key, or nil if there is none. Valid until the transaction or view ends; do not write to it.
 	Get(key []byte) ([]byte, error)
-	// Scan calls f for each key in [from, to) in order until f returns an error, which Scan returns (ErrStop: nil). k and v are
-	// valid until f returns.
+	// Scan calls f for each key in [from, to) in order until f returns an error, which Scan returns (ErrStop: nil). A nil to
+	// means to the last key. k and v are valid until f returns.
 	Scan(from, to []byte, f func(k, v []byte) error) error
 }
 
@@ -53,7 +54,7 @@ type Tx interface {
 	Reader
 	Set(key, value []byte) error // copies both
 	Delete(key []byte) error
-	DeleteRange(from, to []byte) error // [from, to)
+	DeleteRange(from, to []byte) error // [from, to), as Scan
 	Emit(e Effect) error               // copies; a second effect with the same kind and ID replaces the first
 	Sync()                             // asks that this step be on disk when it returns
 }
@@ -72,6 +73,11 @@ var (
 	ErrMoved = errors.New("checkpoint moved: another owner has advanced this lane")
 	// ErrStop ends a Scan early, without error.
 	ErrStop = errors.New("stop")
+	// ErrFull: the disk has no room. Reads go on; transactions succeed again when there is room. What Checkpoint says then
+	// tells whether a step that was under way when the disk filled up has happened.
+	ErrFull = errors.New("disk is full, state is not written: free space; processing resumes by itself")
+	// ErrFenced: a write failed, so what is on disk is not known. Transactions are refused until the store is opened again.
+	ErrFenced = errors.New("state store is fenced after a failed write: check the disk, then restart")
 	// ErrClosed: the store is closed.
 	ErrClosed = errors.New("state store is closed")
 )
