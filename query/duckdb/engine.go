@@ -116,7 +116,7 @@ func (e *Engine) start() error {
 	if err := e.ownNames(c); err != nil {
 		return err
 	}
-	setup := []string{"SET GLOBAL TimeZone = 'UTC'", "SET GLOBAL parquet_metadata_cache = true", "SET GLOBAL enable_progress_bar = false"}
+	setup := []string{"SET GLOBAL TimeZone = 'UTC'", "SET GLOBAL parquet_metadata_cache = true"}
 	if e.root != "" {
 		setup = append(setup, "SET GLOBAL allowed_directories = ["+quote(e.root+string(filepath.Separator))+"]")
 	}

@@ -176,10 +176,10 @@ func milepost_rows_init(p unsafe.Pointer) {
 func milepost_rows_local(p unsafe.Pointer) {
 	info := bindings.InitInfo{Ptr: p}
 	// DuckDB gives a local init no way to the scan's global data; the first fill finds it.
-	bindings.InitSetInitData(info, keep(&local{}), freePtr)
+	bindings.InitSetInitData(info, keep(&worker{}), freePtr)
 }
 
-type local struct {
+type worker struct {
 	s scanner
 	v []vector
 }
@@ -189,7 +189,7 @@ func milepost_rows_fill(p, out unsafe.Pointer) {
 	info := bindings.FunctionInfo{Ptr: p}
 	chunk := bindings.DataChunk{Ptr: out}
 	b := kept[*begun](bindings.FunctionGetInitData(info))
-	l := kept[*local](bindings.FunctionGetLocalInitData(info))
+	l := kept[*worker](bindings.FunctionGetLocalInitData(info))
 	if l.s == nil {
 		l.s = b.scan.scanner()
 		l.v = make([]vector, len(b.at))
