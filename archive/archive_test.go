@@ -656,7 +656,7 @@ func TestRetention(t *testing.T) {
 // TestCrashAnywhere stops the machine at random writes and syncs of flushes, compactions and retention, and starts it again
 // on what the disk kept.
 func TestCrashAnywhere(t *testing.T) {
-	for seed := range uint64(60) {
+	for seed := range uint64(40) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { crashRun(t, seed) })
 	}
 }

@@ -102,3 +102,28 @@ func BenchmarkFormats(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkManyObjects asks a year of four objects a day for one day, one hour and everything.
+func BenchmarkManyObjects(b *testing.B) {
+	f := newFixture(b, nil)
+	if _, err := archive.Generate(b.Context(), f.a, archive.Lake{
+		From: time.UnixMilli(testDay).UTC(), Days: 365, Vehicles: 100, Every: time.Hour,
+	}); err != nil {
+		b.Fatal(err)
+	}
+	b.Logf("%+v", f.a.Status())
+	for _, q := range []struct{ name, sql string }{
+		{"one-day-by-date", "SELECT count(*), avg(speed) FROM readings WHERE date = DATE '2024-12-24'"},
+		{"one-hour-by-event-time", "SELECT count(*), avg(speed) FROM readings WHERE event_time BETWEEN TIMESTAMPTZ '2024-12-24 10:00:00+00' AND TIMESTAMPTZ '2024-12-24 11:00:00+00'"},
+		{"one-vehicle", "SELECT count(*), avg(speed) FROM readings WHERE vehicle_id = 'truck-00050'"},
+		{"everything", "SELECT count(*), avg(speed) FROM readings"},
+	} {
+		b.Run(q.name, func(b *testing.B) {
+			for b.Loop() {
+				if _, err := f.e.Query(context.Background(), q.sql, query.JSON, query.Limits{}, &bytes.Buffer{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

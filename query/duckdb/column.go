@@ -288,7 +288,7 @@ func (c *column) appendPlain(dst []byte, row int) []byte {
 		}
 		layout := "2006-01-02T15:04:05.999999"
 		if c.typ == bindings.TypeTimestampTZ {
-			layout += "Z"
+			layout = "2006-01-02T15:04:05.999999Z"
 		}
 		return time.UnixMicro(us).UTC().AppendFormat(dst, layout)
 	}

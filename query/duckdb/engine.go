@@ -40,7 +40,14 @@ type Engine struct {
 	closed bool
 }
 
-type conn struct{ c bindings.Connection }
+// A conn is one connection. Its views name sources by numbers that stay, so that a view is made anew only when the list of
+// objects has changed: planning a year of objects costs more than most queries.
+type conn struct {
+	c     bindings.Connection
+	ids   map[string]int64 // the source of each table
+	files []*archive.File  // that the view readings names; nil: there is no view
+	made  map[string]bool  // views that exist
+}
 
 var _ query.Engine = (*Engine)(nil)
 
@@ -102,7 +109,7 @@ func (e *Engine) start() error {
 		return errors.New(msg)
 	}
 	for range e.cfg.MaxConcurrent {
-		c := &conn{}
+		c := &conn{ids: map[string]int64{}, made: map[string]bool{}}
 		if bindings.Connect(e.db, &c.c) == bindings.StateError {
 			return errors.New("no connection")
 		}
@@ -246,26 +253,48 @@ func (r *run) end() {
 // views gives the tables that a query names their rows of this moment.
 func (r *run) views(names []string) error {
 	for _, name := range names {
-		var body string
+		stale := !r.c.made[name]
 		if name == readings {
 			r.snap = r.e.src.Archive.Snapshot()
-			body = r.readings()
+			r.source(name, newTailScan(r.e.src.Archive, r.snap, r.e.cfg.Threads))
+			stale = stale || !sameFiles(r.c.files, r.snap.Files)
 		} else {
-			body = "SELECT * FROM " + r.scan(newTableScan(r.ctx, r.e.tables[name]))
+			r.source(name, newTableScan(r.ctx, r.e.tables[name]))
 		}
+		if !stale {
+			continue
+		}
+		body := "SELECT * FROM " + r.c.rows(name)
+		if name == readings {
+			body = r.readings()
+			r.c.files = r.snap.Files
+		}
+		r.c.made[name] = false
 		if err := r.c.exec("CREATE OR REPLACE TEMP VIEW " + ident(name) + " AS " + body); err != nil {
 			return err
 		}
+		r.c.made[name] = true
 	}
 	return nil
 }
 
-// scan makes rows of ours a table function call.
-func (r *run) scan(s source) string {
-	id := r.e.scans.add(s)
-	r.ids = append(r.ids, id)
-	return fmt.Sprintf("%s(%d)", rowsFunction, id)
+// sameFiles tells whether two lists are one: the archive never writes to a list, it makes another.
+func sameFiles(a, b []*archive.File) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
+
+// source makes rows of ours what a table's view finds.
+func (r *run) source(name string, s source) {
+	id, ok := r.c.ids[name]
+	if !ok {
+		id = r.e.scans.number()
+		r.c.ids[name] = id
+	}
+	r.e.scans.set(id, s)
+	r.ids = append(r.ids, id)
+}
+
+func (c *conn) rows(name string) string { return fmt.Sprintf("%s(%d)", rowsFunction, c.ids[name]) }
 
 // readings is the union of objects and tail. The list of objects is exact: DuckDB looks for none by itself.
 func (r *run) readings() string {
@@ -275,7 +304,7 @@ func (r *run) readings() string {
 		cols = append(cols, ident(c))
 	}
 	list := strings.Join(append(cols, "date"), ", ")
-	b.WriteString("SELECT " + list + " FROM " + r.scan(newTailScan(r.e.src.Archive, r.snap, r.e.cfg.Threads)))
+	b.WriteString("SELECT " + list + " FROM " + r.c.rows(readings))
 	if len(r.snap.Files) == 0 {
 		return b.String()
 	}

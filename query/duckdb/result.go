@@ -4,7 +4,6 @@ package duckdb
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -181,5 +180,3 @@ func bind(stmt bindings.PreparedStatement, args []any) error {
 	}
 	return nil
 }
-
-var errUnsupported = errors.New("unsupported column type")

@@ -58,12 +58,18 @@ type scans struct {
 
 func newScans() *scans { return &scans{live: map[int64]source{}} }
 
-func (s *scans) add(src source) int64 {
+// number returns a number for the sources of one table on one connection.
+func (s *scans) number() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.next++
-	s.live[s.next] = src
 	return s.next
+}
+
+func (s *scans) set(id int64, src source) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.live[id] = src
 }
 
 func (s *scans) get(id int64) source {
@@ -91,7 +97,7 @@ func keep(v any) unsafe.Pointer {
 
 func kept[T any](p unsafe.Pointer) T { return (*(*cgo.Handle)(p)).Value().(T) } //nolint:forcetypeassert // ours
 
-var freePtr = unsafe.Pointer(C.milepost_one(C.milepost_rows_free))
+func freePtr() unsafe.Pointer { return unsafe.Pointer(C.milepost_one(C.milepost_rows_free)) }
 
 //export milepost_rows_free
 func milepost_rows_free(p unsafe.Pointer) {
@@ -106,7 +112,7 @@ func registerRows(c bindings.Connection, s *scans) error {
 	id := bindings.CreateLogicalType(bindings.TypeBigInt)
 	bindings.TableFunctionAddParameter(f, id)
 	bindings.DestroyLogicalType(&id)
-	bindings.TableFunctionSetExtraInfo(f, keep(s), freePtr)
+	bindings.TableFunctionSetExtraInfo(f, keep(s), freePtr())
 	bindings.TableFunctionSupportsProjectionPushdown(f, true)
 	bindings.TableFunctionSetBind(f, unsafe.Pointer(C.milepost_one(C.milepost_rows_bind)))
 	bindings.TableFunctionSetInit(f, unsafe.Pointer(C.milepost_one(C.milepost_rows_init)))
@@ -139,7 +145,7 @@ func milepost_rows_bind(p unsafe.Pointer) {
 		bindings.DestroyLogicalType(&lt)
 	}
 	bindings.BindSetCardinality(info, bindings.IdxT(src.cardinality()), false)
-	bindings.BindSetBindData(info, keep(src), freePtr)
+	bindings.BindSetBindData(info, keep(src), freePtr())
 }
 
 // A begun scan knows which of DuckDB's columns are ours.
@@ -169,14 +175,14 @@ func milepost_rows_init(p unsafe.Pointer) {
 	}
 	b.scan = s
 	bindings.InitSetMaxThreads(info, bindings.IdxT(max(threads, 1))) //nolint:gosec // small
-	bindings.InitSetInitData(info, keep(b), freePtr)
+	bindings.InitSetInitData(info, keep(b), freePtr())
 }
 
 //export milepost_rows_local
 func milepost_rows_local(p unsafe.Pointer) {
 	info := bindings.InitInfo{Ptr: p}
 	// DuckDB gives a local init no way to the scan's global data; the first fill finds it.
-	bindings.InitSetInitData(info, keep(&worker{}), freePtr)
+	bindings.InitSetInitData(info, keep(&worker{}), freePtr())
 }
 
 type worker struct {
