@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/milepost/milepost/internal/vfs"
+	"github.com/milepost/milepost/state/local"
 	"github.com/milepost/milepost/stream"
 	"github.com/milepost/milepost/telemetry"
 )
@@ -655,7 +656,7 @@ func TestRetention(t *testing.T) {
 // TestCrashAnywhere stops the machine at random writes and syncs of flushes, compactions and retention, and starts it again
 // on what the disk kept.
 func TestCrashAnywhere(t *testing.T) {
-	for seed := range uint64(60) {
+	for seed := range uint64(40) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) { crashRun(t, seed) })
 	}
 }
@@ -802,5 +803,56 @@ func TestFileSafe(t *testing.T) {
 	}
 	if len(names) != 4 {
 		t.Errorf("names collide: %v", slices.Sorted(maps.Keys(names)))
+	}
+}
+
+// TestCrashWithRealState is TestCrashAnywhere over the state store that Milepost has: one crash, one moment of both.
+func TestCrashWithRealState(t *testing.T) {
+	for seed := range uint64(8) {
+		rng := rand.New(rand.NewPCG(seed, 7))
+		fs := vfs.NewCrashable()
+		added := 0
+		for range 4 {
+			store, err := local.Open(local.Config{Dir: "data/state", FS: fs})
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg := quiet(fs, nil)
+			cfg.Store = store
+			cfg.Compaction.FanIn = 2
+			a, err := Open(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := lane(t, a, "s")
+			done := 0
+			if p := l.Done(); p != "" {
+				_, _ = fmt.Sscan(strings.TrimLeft(string(p), "0"), &done)
+			}
+			wantOnce(t, a, done)
+			add(t, l, 0, max(added, 1))
+			for range 1 + rng.IntN(8) {
+				n := 1 + rng.IntN(500)
+				add(t, l, added, added+n)
+				added += n
+				if err := a.Flush(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if rng.IntN(2) == 0 {
+					if _, err := a.Compact(t.Context(), time.Now().Add(time.Hour)); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			add(t, l, added, added+50)
+			added += 50
+			wantOnce(t, a, added)
+			// The power goes off with 50 rows in the tail, while the keeper may be removing files.
+			crashed := fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: rng.IntN(101), RNG: rng})
+			if err := errors.Join(a.Close(context.Background()), store.Close()); err != nil {
+				t.Fatal(err)
+			}
+			fs = crashed
+		}
 	}
 }

@@ -88,7 +88,8 @@ func (d *dict) id(s string) uint32 {
 	s = strings.Clone(s)
 	id := uint32(len(d.names)) //nolint:gosec // at most dictNames and a chunk's worth
 	d.ids[s] = id
-	d.names = append(d.names, s)
+	// One byte that is not UTF-8 makes engines refuse the whole object.
+	d.names = append(d.names, strings.ToValidUTF8(s, "\uFFFD"))
 	d.bytes += len(s)
 	return id
 }

@@ -373,7 +373,7 @@ func (w *writer) others(f *flat, c int) func([]uint32) []parquet.Value {
 			for k, o := range others {
 				v := parquet.DoubleValue(o.Value)
 				if c == colKey {
-					v = textValue(w.cat.Def(o.ID).Name)
+					v = textValue(strings.ToValidUTF8(w.cat.Def(o.ID).Name, "\uFFFD"))
 				}
 				vals = append(vals, v.Level(min(k, 1), mapPresent, c))
 			}
