@@ -105,6 +105,9 @@ func (e *usageError) Unwrap() error { return e.err }
 
 func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
 
+// flagSet is flag.FlagSet, named so that helpers can take one.
+type flagSet = flag.FlagSet
+
 // flags returns a flag set whose mistakes become usage errors.
 func flags(e *env, name string) *flag.FlagSet {
 	fs := flag.NewFlagSet("milepost "+name, flag.ContinueOnError)
