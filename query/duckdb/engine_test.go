@@ -587,3 +587,27 @@ func TestTailKeepsExactValues(t *testing.T) {
 	f.want(t, "SELECT vehicle_id FROM readings ORDER BY event_time", want)
 	f.want(t, "SELECT count(*) FROM readings WHERE lat = 1.7976931348623157e308 AND lon = 5e-324", "[6]")
 }
+
+// FuzzCheck: whatever the text is, checking it ends with known tables or a user's mistake.
+func FuzzCheck(f *testing.F) {
+	for _, sql := range []string{
+		"SELECT 1", "FROM readings", "WITH x AS (SELECT 1) SELECT * FROM x", "EXPLAIN SELECT 1", "SELECT getenv('x')", "a;b", "SELECT '\xff'",
+	} {
+		f.Add(sql)
+	}
+	fix := newFixture(f, nil)
+	f.Fuzz(func(t *testing.T, sql string) {
+		c := <-fix.e.conns
+		defer func() { fix.e.conns <- c }()
+		names, err := fix.e.check(context.Background(), c, sql)
+		var d *duckError
+		if err != nil && !isUser(err) && !errors.As(err, &d) {
+			t.Fatalf("%q: %v", sql, err)
+		}
+		for _, n := range names {
+			if n != readings && n != "vehicles" {
+				t.Fatalf("%q reads %q", sql, n)
+			}
+		}
+	})
+}
