@@ -111,6 +111,9 @@ func (f *Fleet) strike(c *vehicle, l *lane, index int32, now float64) {
 	l.starts = now + 1e9 // until it is over
 	c.lane = index
 	c.incident = incident{kind: l.kind}
+	if f.models[c.kind].highway {
+		f.plan(c, &f.models[c.kind])
+	}
 	in := &c.incident
 	switch l.kind {
 	case coolantLeak:

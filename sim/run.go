@@ -22,6 +22,10 @@ type RunConfig struct {
 	Readings int64
 	// Drain is how long the run waits at its end for the last acknowledgements; 5 s by default.
 	Drain time.Duration
+	// State is where the fleet goes on, as an earlier run's Save was given it; nil: where it sets off. A state of another
+	// fleet is passed over with a warning. Save is given the state at the end.
+	State []byte
+	Save  func(state []byte)
 	// Progress is told how it goes each Every, 10 s by default. It must not block for long.
 	Progress func(RunStats)
 	Every    time.Duration
@@ -61,6 +65,11 @@ func Run(ctx context.Context, cfg RunConfig) (RunStats, error) {
 	}
 	defer out.Close()
 	fleet, begin := New(cfg.Fleet), time.Now()
+	if cfg.State != nil {
+		if err := fleet.Restore(cfg.State); err != nil {
+			cfg.Log.Warn("the fleet starts afresh", "err", err)
+		}
+	}
 	var behind atomic.Int64
 	stats := func() RunStats {
 		return RunStats{Stats: out.Stats(), Vehicles: fleet.Len(), Elapsed: time.Since(begin), Behind: time.Duration(behind.Load())}
@@ -76,6 +85,13 @@ func Run(ctx context.Context, cfg RunConfig) (RunStats, error) {
 	err = drive(ctx, fleet, out, cfg.Readings, &behind)
 	if ctx.Err() != nil {
 		err = nil // told to stop
+	}
+	if cfg.Save != nil {
+		if state, saveErr := fleet.Save(); saveErr == nil {
+			cfg.Save(state)
+		} else if err == nil {
+			err = saveErr
+		}
 	}
 	if err == nil {
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.Drain)

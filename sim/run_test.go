@@ -3,6 +3,7 @@ package sim
 import (
 	"bufio"
 	"context"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -51,7 +52,10 @@ func TestRunCatchesUp(t *testing.T) {
 	d := &door{t: t, times: map[string][]int64{}}
 	server := httptest.NewServer(d)
 	defer server.Close()
+	var state []byte
 	stats, err := Run(t.Context(), RunConfig{
+		State:    []byte("of no fleet"),
+		Save:     func(s []byte) { state = s },
 		Fleet:    Config{Vehicles: 50, Start: time.Now().Add(-time.Hour)},
 		Sender:   sender.Config{Address: server.URL, Linger: time.Millisecond},
 		Readings: 20_000,
@@ -61,6 +65,9 @@ func TestRunCatchesUp(t *testing.T) {
 	}
 	if stats.Sent != 20_000 || stats.Acked != 20_000 || stats.Open() != 0 || d.total != 20_000 || stats.Behind < 50*time.Minute {
 		t.Errorf("%+v, the door got %d", stats, d.total)
+	}
+	if err := New(Config{Vehicles: 50}).Restore(state); err != nil {
+		t.Error(err)
 	}
 	if len(d.times) < 48 { // some are in a dead zone
 		t.Errorf("%d vehicles", len(d.times))
@@ -114,4 +121,24 @@ func TestRunWithoutDoor(t *testing.T) {
 	if _, err := Run(t.Context(), RunConfig{}); err == nil {
 		t.Error("no address was not noticed")
 	}
+}
+
+// The whole way of a reading but the door: made, written, sent over the loopback, acknowledged.
+func BenchmarkRun(b *testing.B) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		_, _ = w.Write([]byte(`{"accepted":1,"refused":[],"refused_total":0}`))
+	}))
+	defer server.Close()
+	b.ReportAllocs()
+	for b.Loop() {
+		if s, err := Run(b.Context(), RunConfig{
+			Fleet:    Config{Vehicles: 1000, Start: time.Now().Add(-time.Hour)},
+			Sender:   sender.Config{Address: server.URL},
+			Readings: 200_000,
+		}); err != nil || s.Acked != 200_000 {
+			b.Fatal(s, err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/200_000, "ns/reading")
 }

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"hash/fnv"
 	"math"
@@ -260,7 +261,7 @@ func TestTrouble(t *testing.T) {
 	}
 	before := map[string]fix{}
 	var jumps, tunnels, dark []time.Duration
-	play(New(Config{Vehicles: 300, Seed: 1, Start: start()}), 4*time.Hour, func(at time.Time, r *telemetry.Reading) {
+	play(New(Config{Vehicles: 150, Seed: 1, Start: start()}), 2*time.Hour, func(at time.Time, r *telemetry.Reading) {
 		value := func(id telemetry.SignalID) float64 { v, _ := r.Signal(id); return v }
 		speed, temp, cargo := value(telemetry.Speed), value(telemetry.EngineTemp), value(telemetry.CargoTemp)
 		pressure, running := r.Signal(telemetry.FuelPressure)
@@ -286,21 +287,67 @@ func TestTrouble(t *testing.T) {
 		times := firing[what]
 		switch {
 		case len(times) < least:
-			t.Errorf("%s: %d times in four hours, want %d", what, len(times), least)
+			t.Errorf("%s: %d times in two hours, want %d", what, len(times), least)
 		case times[0] > first:
 			t.Errorf("%s: first after %v, want %v", what, times[0], first)
-		case times[len(times)-1] < 3*time.Hour:
+		case times[len(times)-1] < 80*time.Minute:
 			t.Errorf("%s: last after %v: it does not go on", what, times[len(times)-1])
 		}
 	}
-	f("overspeed", time.Minute, 50)
-	f("fuel pressure", 90*time.Second, 30)
-	f("engine hot", 2*time.Minute, 8)
-	f("cargo warm", 150*time.Second, 8)
-	f("tunnel", 2*time.Minute, 50)
-	f("jump", time.Minute, 100)
-	f("dead zone", 15*time.Minute, 8)
-	f("stranded", 15*time.Minute, 8)
+	f("overspeed", time.Minute, 20)
+	f("fuel pressure", 90*time.Second, 15)
+	f("engine hot", 2*time.Minute, 4)
+	f("cargo warm", 150*time.Second, 4)
+	f("tunnel", 2*time.Minute, 25)
+	f("jump", time.Minute, 50)
+	f("dead zone", 15*time.Minute, 4)
+	f("stranded", 15*time.Minute, 4)
+}
+
+// A restored fleet goes on from where it was: no vehicle jumps, and no odometer runs back.
+func TestSaveRestore(t *testing.T) {
+	last := map[string]telemetry.Reading{}
+	remember := func(_ time.Time, r *telemetry.Reading) {
+		kept := *r
+		kept.Signals = append([]telemetry.Signal(nil), r.Signals...)
+		last[r.Vehicle] = kept
+	}
+	cfg := Config{Vehicles: 200, Seed: 5, Start: start(), Calm: true}
+	a := New(cfg)
+	play(a, 20*time.Minute, remember)
+	state, err := a.Save()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := New(cfg)
+	if err := b.Restore(state); err != nil {
+		t.Fatal(err)
+	}
+	play(b, time.Second, func(_ time.Time, r *telemetry.Reading) {
+		before := last[r.Vehicle]
+		was, _ := before.Signal(telemetry.Odometer)
+		is, _ := r.Signal(telemetry.Odometer)
+		if d := metersBetween(before.Lat, before.Lon, r.Lat, r.Lon); d > 60 || is < was || is > was+50 {
+			t.Errorf("%s went on %.0f m away, from odometer %.0f at %.0f", r.Vehicle, d, was, is)
+		}
+	})
+	f := func(fleet *Fleet, state []byte) {
+		t.Helper()
+		before, err := fleet.Save()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := fleet.Restore(state); err == nil {
+			t.Error("a state that does not fit was restored")
+		}
+		if after, err := fleet.Save(); err != nil || !bytes.Equal(before, after) {
+			t.Errorf("a state that does not fit left its marks (%v)", err)
+		}
+	}
+	f(New(Config{Vehicles: 201, Seed: 5}), state)
+	f(New(Config{Vehicles: 200, Seed: 6}), state)
+	f(New(cfg), state[:len(state)/2])
+	f(New(cfg), []byte("nonsense"))
 }
 
 // A fleet too small for some troubles does without them.

@@ -211,6 +211,9 @@ func (f *Fleet) plan(c *vehicle, m *model) {
 		return
 	}
 	left := c.path.length - c.s
+	if c.incident.kind != none {
+		return // in trouble nobody thinks of a rest, which would also cool the engine
+	}
 	if left > 3000 && (c.fuel < 25 || c.rng.below(3) == 0) {
 		c.stopAt = c.s + c.rng.between(2000, left)
 	}

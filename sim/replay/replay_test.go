@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"compress/gzip"
 	"context"
+	"encoding/binary"
 	"encoding/csv"
 	"errors"
 	"fmt"
@@ -82,8 +83,13 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // fingerprint is a number for a reading, so that the sum over readings tells two multisets of them apart.
 func fingerprint(vehicle string, ms int64, lat, lon, speed float64) uint64 {
+	var buf [128]byte
+	b := append(append(buf[:0], vehicle...), '|')
+	for _, v := range []uint64{uint64(ms), math.Float64bits(lat), math.Float64bits(lon), math.Float64bits(speed)} {
+		b = binary.BigEndian.AppendUint64(b, v)
+	}
 	h := fnv.New64a()
-	_, _ = fmt.Fprintf(h, "%s|%d|%x|%x|%x", vehicle, ms, math.Float64bits(lat), math.Float64bits(lon), math.Float64bits(speed))
+	_, _ = h.Write(b)
 	return h.Sum64()
 }
 

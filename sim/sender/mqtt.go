@@ -246,9 +246,8 @@ func (s *Sender) ack(l *lane, id uint16) {
 	if n == 0 {
 		return
 	}
-	rest := copy(l.queue, l.queue[n:])
-	clear(l.queue[rest:])
-	l.queue, l.written = l.queue[:rest], l.written-n
+	clear(l.queue[:n]) // the packets may go; append moves the rest when it runs out of room
+	l.queue, l.written = l.queue[n:], l.written-n
 	l.room.Broadcast()
 	select {
 	case l.work <- struct{}{}:

@@ -370,3 +370,82 @@ func TestSendBlocks(t *testing.T) {
 		t.Errorf("%d payloads were queued behind a door that does not answer", st.Sent)
 	}
 }
+
+func BenchmarkSend(b *testing.B) {
+	payload := []byte(`{"truck_id":"T100","ts":"2026-11-21T02:15:03.120Z","lat":40.7128,"long":-74.0060,"speed":63.2,"heading":181,"status":"moving"}`)
+	f := func(name string, cfg Config) {
+		b.Run(name, func(b *testing.B) {
+			s, err := Open(cfg)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close()
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := s.Send(b.Context(), "T100", payload); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := s.Flush(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		_, _ = io.WriteString(w, `{"accepted":1}`)
+	}))
+	defer server.Close()
+	f("http", Config{Address: server.URL})
+	f("mqtt", Config{Address: startSink(b), Window: 1000})
+}
+
+// startSink starts a door that acknowledges whatever is published.
+func startSink(b *testing.B) string {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { sink(conn) })
+		}
+	})
+	b.Cleanup(func() { _ = ln.Close(); wg.Wait() })
+	return "mqtt://" + ln.Addr().String()
+}
+
+func sink(conn net.Conn) {
+	defer conn.Close()
+	in, out := bufio.NewReader(conn), bufio.NewWriter(conn)
+	var p []byte
+	for {
+		head, err := in.ReadByte()
+		if err != nil {
+			return
+		}
+		size, err := binary.ReadUvarint(in)
+		if err != nil {
+			return
+		}
+		p = slices.Grow(p[:0], int(size))[:size]
+		if _, err := io.ReadFull(in, p); err != nil {
+			return
+		}
+		switch head >> 4 {
+		case 1:
+			_, _ = out.Write([]byte{0x20, 2, 0, 0})
+		case 3:
+			n := binary.BigEndian.Uint16(p)
+			_, _ = out.Write([]byte{0x40, 2, p[2+n], p[3+n]})
+		}
+		if in.Buffered() == 0 && out.Flush() != nil {
+			return
+		}
+	}
+}
