@@ -11,6 +11,7 @@ import (
 	"github.com/milepost/milepost/state"
 	"github.com/milepost/milepost/state/local"
 	"github.com/milepost/milepost/stream"
+	"github.com/milepost/milepost/stream/seglog"
 )
 
 // A counting folder does almost nothing, so that what is measured is the runner.
@@ -33,9 +34,8 @@ func (c *countingFold) Flush(tx state.Tx) error {
 func (c *countingFold) Reset() { c.n = 0 }
 func (c *countingFold) Close() {}
 
-func benchmark(b *testing.B, lanes int, add func(*process.Runner, process.Options) error) {
+func benchmark(b *testing.B, log stream.Log, lanes int, add func(*process.Runner, process.Options) error) {
 	const n = 1_000_000
-	log := processtest.NewLog(2)
 	recs := make([]stream.Record, 10_000)
 	for i := range recs {
 		recs[i] = stream.Record{Key: fmt.Sprintf("vehicle-%05d", i), Data: make([]byte, 200)}
@@ -81,9 +81,22 @@ func benchmark(b *testing.B, lanes int, add func(*process.Runner, process.Option
 func BenchmarkFolder(b *testing.B) {
 	for _, lanes := range []int{1, 4} {
 		b.Run(fmt.Sprintf("lanes %d", lanes), func(b *testing.B) {
-			benchmark(b, lanes, func(r *process.Runner, o process.Options) error { return r.AddFolder(&counting{}, o) })
+			benchmark(b, processtest.NewLog(2), lanes, func(r *process.Runner, o process.Options) error { return r.AddFolder(&counting{}, o) })
 		})
 	}
+}
+
+func BenchmarkFolderDisk(b *testing.B) {
+	logs, err := seglog.Open(seglog.Config{Dir: b.TempDir()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer logs.Close()
+	log, err := logs.Ensure(b.Context(), "readings", seglog.StreamConfig{Shards: 2})
+	if err != nil {
+		b.Fatal(err)
+	}
+	benchmark(b, log, 1, func(r *process.Runner, o process.Options) error { return r.AddFolder(&counting{}, o) })
 }
 
 func BenchmarkFunction(b *testing.B) {
@@ -102,7 +115,7 @@ func BenchmarkFunction(b *testing.B) {
 		}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			benchmark(b, 1, func(r *process.Runner, o process.Options) error {
+			benchmark(b, processtest.NewLog(2), 1, func(r *process.Runner, o process.Options) error {
 				return r.Add(function{"f", func(_ context.Context, tx state.Tx, recs []stream.Record) error { return c.f(tx, recs) }}, o)
 			})
 		})

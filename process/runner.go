@@ -111,8 +111,8 @@ func (r *Runner) add(name string, b Function, f Folder, o Options) error {
 func (r *Runner) Start() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.running {
-		return errors.New("process: runner started twice")
+	if r.running || r.stopped {
+		return errors.New("process: a runner starts once")
 	}
 	m, err := newMetrics(r, r.cfg.Metrics)
 	if err != nil {

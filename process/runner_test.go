@@ -461,6 +461,30 @@ func TestStatusAndMetrics(t *testing.T) {
 	}
 }
 
+func TestRun(t *testing.T) {
+	b := newBench(t, 1)
+	put(b.log, 10, key, data)
+	r, err := process.New(b.config())
+	if err == nil {
+		err = r.Add(journaling("f"), process.Options{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- r.Run(ctx) }()
+	for len(r.Status(ctx)[0].Shards) == 0 { // until it has started
+		runtime.Gosched()
+	}
+	b.caughtUp(r)
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("Run = %v", err)
+	}
+	want(t, b.values(), journalOf(b.log, nil)...)
+}
+
 func TestRefusals(t *testing.T) {
 	b := newBench(t, 1)
 	if _, err := process.New(process.Config{}); err == nil {

@@ -6,14 +6,18 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/milepost/milepost/process"
 	"github.com/milepost/milepost/state"
+	"github.com/milepost/milepost/state/local"
 	"github.com/milepost/milepost/stream"
 )
 
@@ -176,9 +180,9 @@ func TestTick(t *testing.T) {
 			b.log.Put("k", fmt.Sprint(i))
 		}
 		time.Sleep(time.Minute) // what is in the log is old when the runner starts
-		block := true
+		var open atomic.Bool
 		j.before = func([]stream.Record) error {
-			if block {
+			if !open.Load() {
 				return errors.New("not yet")
 			}
 			return nil
@@ -187,7 +191,7 @@ func TestTick(t *testing.T) {
 			return r.AddFolder(j, process.Options{MaxBackoff: 100 * time.Millisecond, MinBackoff: 100 * time.Millisecond})
 		})
 		time.Sleep(3*time.Second + 50*time.Millisecond)
-		block = false
+		open.Store(true)
 		time.Sleep(3 * time.Second)
 		b.stop(r)
 		// Until 1m3.1s it is behind: since is now. Then it has folded the old records, and waits for more.
@@ -207,18 +211,18 @@ func TestMaxAge(t *testing.T) {
 		b.log.Put("k", "old")
 		time.Sleep(30 * time.Second)
 		b.log.Put("k", "young")
-		down := true
+		var up atomic.Bool
 		r := b.start(func(r *process.Runner) error {
 			return r.Add(function{"f", func(_ context.Context, tx state.Tx, recs []stream.Record) error {
 				clk.note("%s", words(recs))
-				if down {
+				if !up.Load() {
 					return errors.New("down")
 				}
 				return journal(tx, recs)
 			}}, process.Options{MaxAge: time.Minute, MinBackoff: 20 * time.Second, MaxBackoff: 20 * time.Second})
 		})
 		time.Sleep(55 * time.Second)
-		down = false
+		up.Store(true)
 		b.caughtUp(r)
 		b.stop(r)
 		want(t, clk.all(), "30s old young", "50s old young", "1m10s young", "1m30s young")
@@ -233,4 +237,57 @@ func TestMaxAge(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// While the state's disk is full nothing is processed and nothing is lost; it resumes by itself.
+func TestFullDisk(t *testing.T) {
+	for _, folder := range []bool{false, true} {
+		t.Run(fmt.Sprint("folder ", folder), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t, 2)
+				if err := b.store.Close(); err != nil {
+					t.Fatal(err)
+				}
+				var full atomic.Bool
+				fs := errorfs.Wrap(b.fs, errorfs.InjectorFunc(func(op errorfs.Op) error {
+					if full.Load() && (op.Kind == errorfs.OpFileWrite || op.Kind == errorfs.OpCreate) {
+						return syscall.ENOSPC
+					}
+					return nil
+				}))
+				var err error
+				if b.store, err = local.Open(local.Config{Dir: "state", FS: fs, MemBytes: 1 << 20}); err != nil {
+					t.Fatal(err)
+				}
+				r := b.start(func(r *process.Runner) error {
+					if folder {
+						return r.AddFolder(&journalFolder{name: "j"}, process.Options{})
+					}
+					return r.Add(journaling("j"), process.Options{BatchSize: 7, Lanes: 2, MaxAttempts: 1})
+				})
+				put(b.log, 300, key, data)
+				b.caughtUp(r)
+				for range 3 {
+					full.Store(true)
+					for range 20 { // it takes a moment until unsynced steps reach the disk
+						put(b.log, 15, key, data)
+						time.Sleep(time.Second)
+					}
+					st := r.Status(t.Context())[0].Shards[0]
+					if st.State != process.StateRetrying || !strings.Contains(show(st), "disk is full") {
+						t.Errorf("with a full disk: %s", show(st))
+					}
+					full.Store(false)
+					time.Sleep(2 * time.Minute) // more than the longest pause
+					b.caughtUp(r)
+				}
+				b.stop(r)
+				want(t, b.values(), journalOf(b.log, nil)...)
+				want(t, deadData(b.letters()))
+				if err := b.store.Close(); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
 }

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"github.com/prometheus/client_golang/prometheus"
@@ -350,6 +352,32 @@ func TestCloseWhileFull(t *testing.T) {
 	if got := get(t, s, "a"); got != "1" {
 		t.Errorf("a = %q, want 1", got)
 	}
+}
+
+// A step that nobody asked to sync is safe after a while all the same: the log may not keep its records for ever.
+func TestUnsyncedForAMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := vfs.NewCrashable()
+		s := open(t, local.Config{FS: fs})
+		if err := s.Advance(t.Context(), state.Step{Func: "f", Shard: "s", To: "1"}, put("a", "1")); err != nil {
+			t.Fatal(err)
+		}
+		before := open(t, local.Config{FS: fs.CrashClone(vfs.CrashCloneCfg{})})
+		if got := get(t, before, "a"); got != "" {
+			t.Errorf("an unsynced step was synced: %q", got)
+		}
+		time.Sleep(time.Second + time.Millisecond)
+		synctest.Wait()
+		after := open(t, local.Config{FS: fs.CrashClone(vfs.CrashCloneCfg{})})
+		if got := get(t, after, "a"); got != "1" {
+			t.Errorf("after a second a = %q, want 1", got)
+		}
+		for _, s := range []*local.Store{before, after, s} {
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 }
 
 // Little room is refused before the disk is full.

@@ -3,7 +3,7 @@
 // What it promises beyond the contract: steps of different lanes commit concurrently and share their syncs; a step that only
 // writes is not indexed, so a write costs about a microsecond; nothing that goes wrong on the disk ends the process. A failed
 // write or sync of the write-ahead log fences the store: every transaction from then on fails with state.ErrFenced, reads go
-// on, and a new start recovers what was durable. A full disk refuses transactions with state.ErrFull until there is room again.
+// on, and a new start recovers what was durable. What is not synced by its step is synced within a second. A full disk refuses transactions with state.ErrFull until there is room again.
 //
 // A commit that was under way when the disk filled up returns state.ErrFull too, and is carried out when there is room; until
 // then Checkpoint of its lane returns the same error. So whoever gets an error from Advance asks Checkpoint what became of it.
@@ -19,6 +19,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -38,6 +39,7 @@ type Config struct {
 	Metrics    prometheus.Registerer // nil: no metrics
 	CacheBytes int64                 // cache of blocks read from disk; default 64 MiB
 	MemBytes   uint64                // writes kept in memory before they become a table, at most four times; default 32 MiB
+	SyncEvery  time.Duration         // what was not synced is synced this often; default 1 s
 	MinFree    uint64                // less free disk than this refuses transactions, so that the rest can finish; default 64 MiB
 }
 
@@ -45,6 +47,7 @@ const (
 	defaultCacheBytes = 64 << 20
 	defaultMemBytes   = 32 << 20
 	defaultMinFree    = 64 << 20
+	defaultSyncEvery  = time.Second
 
 	// pebbleFormat is Pebble's own format, which fixes how old a Milepost can still read the directory.
 	pebbleFormat = pebble.FormatTableFormatV6
@@ -62,6 +65,9 @@ type Store struct {
 	lock    io.Closer
 	metrics *metrics
 	outbox  outbox
+
+	unsynced atomic.Bool   // something was committed since the last sync
+	syncer   chan struct{} // closed when keepSynced has ended
 
 	mu     sync.Mutex // guards the four below
 	lanes  map[laneID]*lane
@@ -95,6 +101,9 @@ func Open(cfg Config) (_ *Store, err error) {
 	}
 	if cfg.MemBytes == 0 {
 		cfg.MemBytes = defaultMemBytes
+	}
+	if cfg.SyncEvery == 0 {
+		cfg.SyncEvery = defaultSyncEvery
 	}
 	if cfg.MinFree == 0 {
 		cfg.MinFree = defaultMinFree
@@ -130,7 +139,35 @@ func Open(cfg Config) (_ *Store, err error) {
 		_ = s.db.Close() // the first error says more
 		return nil, err
 	}
+	s.syncer = make(chan struct{})
+	go s.keepSynced(cfg.SyncEvery) // Close waits
 	return s, nil
+}
+
+// keepSynced bounds how old a step can be that a crash takes back. Without it a quiet store might hold one in memory for longer
+// than the log, which is to bring it back, keeps its records.
+func (s *Store) keepSynced(every time.Duration) {
+	defer close(s.syncer)
+	t := time.NewTicker(every)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-s.guard.closing:
+			return
+		case <-s.guard.fenced:
+			return
+		}
+		if !s.unsynced.Swap(false) {
+			continue
+		}
+		b := s.db.NewBatch()
+		if err := b.LogData(nil, nil); err != nil {
+			s.guard.fence(fmt.Errorf("sync: %w", err))
+			return
+		}
+		_ = s.apply(&tx{s: s, b: b}, true) // fenced if it failed: everyone hears of it
+	}
 }
 
 func (s *Store) options(cfg Config) *pebble.Options {
@@ -237,7 +274,7 @@ func (s *Store) Close() error {
 	close(s.guard.closing)
 	s.metrics.unregister()
 
-	if !s.await(s.idle) {
+	if !s.await(s.idle) || !s.await(s.syncer) {
 		return errors.Join(s.guard.fenceError(), s.lock.Close())
 	}
 	done := make(chan error, 1)
@@ -465,6 +502,9 @@ func (s *Store) apply(t *tx, sync bool) (err error) {
 		return err
 	}
 	t.discard()
+	if !sync {
+		s.unsynced.Store(true)
+	}
 	return nil
 }
 
