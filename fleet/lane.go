@@ -42,8 +42,6 @@ type lane struct {
 	last    stream.Position // of the newest record folded
 	key     []byte
 	buf     []byte
-	busy    bool   // records came since the last Tick
-	arrived int64  // when the newest of them arrived, Unix ms
 	told    bool   // the last step changed alerts
 	counts  counts // since the last flush
 }
@@ -75,7 +73,6 @@ func (l *lane) Fold(ctx context.Context, r state.Reader, recs []stream.Record) e
 			return err
 		}
 	}
-	l.busy, l.arrived = true, recs[len(recs)-1].Time.UnixMilli()
 	l.last = clonePos(recs[len(recs)-1].Pos)
 	l.rows.Advance(l.last)
 	return nil
@@ -376,11 +373,6 @@ func (l *lane) Tick(_ context.Context, _ state.Reader, now, since time.Time) err
 		l.f.cfg.Alerted()
 	}
 	nowMS, sinceMS := now.UnixMilli(), since.UnixMilli()
-	if l.busy {
-		// While records keep coming, it is as late as the last of them says: a lane that works off a backlog must not take
-		// what waits in the log for silence.
-		l.busy, nowMS = false, min(nowMS, l.arrived)
-	}
 	for _, v := range l.vehicles {
 		l.trans = v.bound.Tick(v.rules, v.arrival, nowMS, sinceMS, l.trans[:0])
 		if len(l.trans) > 0 {

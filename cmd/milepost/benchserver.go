@@ -23,7 +23,8 @@ import (
 // A benchServer is 'milepost serve' in a process of its own, so that its CPU and memory can be told from the generator's.
 type benchServer struct {
 	cmd    *exec.Cmd
-	done   chan error
+	ended  chan struct{} // closed when the process has ended
+	err    error         // how; read it after ended
 	stderr bytes.Buffer
 	http   string
 	mqtt   string
@@ -43,7 +44,7 @@ func startBenchServer(ctx context.Context, config, httpAddr, mqttAddr string) (*
 	if err != nil {
 		return nil, 0, err
 	}
-	s := &benchServer{done: make(chan error, 1), http: "http://" + httpAddr, mqtt: mqttAddr}
+	s := &benchServer{ended: make(chan struct{}), http: "http://" + httpAddr, mqtt: mqttAddr}
 	s.cmd = exec.CommandContext(ctx, exe, "serve", "--config", config)
 	s.cmd.Stderr = &s.stderr
 	s.cmd.Env = append(os.Environ(), "MILEPOST_MAIN=1") // the test binary needs to be told
@@ -51,11 +52,14 @@ func startBenchServer(ctx context.Context, config, httpAddr, mqttAddr string) (*
 	if err := s.cmd.Start(); err != nil {
 		return nil, 0, err
 	}
-	go func() { s.done <- s.cmd.Wait() }() // stop, kill and the loop below wait for it
+	go func() { // stop, kill and the loop below wait for it
+		s.err = s.cmd.Wait()
+		close(s.ended)
+	}()
 	for {
 		select {
-		case err := <-s.done:
-			return nil, 0, fmt.Errorf("server ended: %w\n%s", err, s.stderr.String())
+		case <-s.ended:
+			return nil, 0, s.failure()
 		case <-ctx.Done():
 			return nil, 0, ctx.Err()
 		case <-time.After(2 * time.Millisecond):
@@ -98,9 +102,8 @@ func (s *benchServer) caughtUp(ctx context.Context, archived bool) error {
 			return nil
 		}
 		select {
-		case e := <-s.done:
-			s.done <- e
-			return fmt.Errorf("server ended: %w\n%s", e, s.stderr.String())
+		case <-s.ended:
+			return s.failure()
 		case <-ctx.Done():
 			return errors.Join(ctx.Err(), err)
 		case <-time.After(5 * time.Millisecond):
@@ -108,20 +111,26 @@ func (s *benchServer) caughtUp(ctx context.Context, archived bool) error {
 	}
 }
 
+func (s *benchServer) failure() error {
+	return fmt.Errorf("server ended: %w\n%s", s.err, s.stderr.String())
+}
+
+// stop asks the server to drain, and waits.
 func (s *benchServer) stop() error {
 	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
-	err := <-s.done
-	if err != nil {
-		return fmt.Errorf("server ended: %w\n%s", err, s.stderr.String())
+	<-s.ended
+	if s.err != nil {
+		return s.failure()
 	}
 	return nil
 }
 
+// kill ends the server as a power cut would; one that has ended stays so.
 func (s *benchServer) kill() {
 	_ = s.cmd.Process.Kill()
-	<-s.done
+	<-s.ended
 }
 
 // cpu returns the CPU time that the server has used.

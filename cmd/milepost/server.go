@@ -205,7 +205,9 @@ func (s *server) openProcess(ctx context.Context, _ vfs.FS) error {
 	if err != nil {
 		return err
 	}
-	if err := s.runner.AddFolder(s.fleet, process.Options{CommitInterval: time.Duration(s.cfg.Fleet.Commit)}); err != nil {
+	if err := s.runner.AddFolder(s.fleet, process.Options{
+		CommitInterval: time.Duration(s.cfg.Fleet.Commit), MaxAttempts: 5, // then it narrows down to the one record and dead-letters it
+	}); err != nil {
 		return err
 	}
 	if err := s.runner.Start(); err != nil {
