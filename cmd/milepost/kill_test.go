@@ -153,12 +153,21 @@ type device struct {
 	acked int
 }
 
+// madeAt is when reading i was made: one a second at first, so that the overspeed lasts, then one every two milliseconds, so that a long
+// test does not run ahead of the clock.
+func madeAt(i int, base int64) int64 {
+	if i <= 200 {
+		return base + int64(i)*1000
+	}
+	return base + 200_000 + int64(i-200)*2
+}
+
 func (d *device) reading(i int, base int64) []byte {
 	speed := 50
 	if i >= 20 && i < 80 {
 		speed = 95
 	}
-	ts := time.UnixMilli(base + int64(i)*1000).UTC().Format("2006-01-02T15:04:05.000Z")
+	ts := time.UnixMilli(madeAt(i, base)).UTC().Format("2006-01-02T15:04:05.000Z")
 	return fmt.Appendf(nil, `{"vehicle_id":%q,"ts":%q,"lat":52.1,"lon":5.2,"speed":%d,"fuel":%d}`, d.id, ts, speed, 100-i%100)
 }
 
@@ -191,7 +200,7 @@ func TestKill(t *testing.T) {
 	if err := os.WriteFile(config, []byte(yaml), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	base := time.Now().Add(-4 * time.Minute).UnixMilli() // within 15 minutes, so that alerts are notified
+	base := time.Now().Add(-10 * time.Minute).UnixMilli() // within 15 minutes, so that alerts are notified
 
 	const perDoor = 20
 	devices := make([]*device, 2*perDoor)
@@ -289,7 +298,7 @@ func checkKilled(t *testing.T, p *serverProcess, devices []*device, when string,
 	}
 	for _, d := range devices {
 		for i := range d.acked {
-			if !have[d.id][base+int64(i)*1000] {
+			if !have[d.id][madeAt(i, base)] {
 				t.Errorf("%s: reading %d of %s was acknowledged and is not in SQL", when, i, d.id)
 				break
 			}
@@ -310,8 +319,8 @@ func checkKilled(t *testing.T, p *serverProcess, devices []*device, when string,
 		if err != nil {
 			t.Fatal(err)
 		}
-		if v.EventTime < base+int64(d.acked-1)*1000 || int(v.Readings) != len(have[d.id]) {
-			t.Errorf("%s: state of %s is at %d with %d readings, want at least %d and %d", when, d.id, v.EventTime, v.Readings, base+int64(d.acked-1)*1000, len(have[d.id]))
+		if v.EventTime < madeAt(d.acked-1, base) || int(v.Readings) != len(have[d.id]) {
+			t.Errorf("%s: state of %s is at %d with %d readings, want at least %d and %d", when, d.id, v.EventTime, v.Readings, madeAt(d.acked-1, base), len(have[d.id]))
 		}
 	}
 }
@@ -345,6 +354,13 @@ func (d *device) postOnce(ctx context.Context, addr string, base int64, n int) e
 	body, err := io.ReadAll(resp.Body)
 	if err != nil || resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("%s %s %w", resp.Status, body, err)
+	}
+	var answer struct {
+		Accepted int
+		Refused  []any
+	}
+	if err := json.Unmarshal(body, &answer); err != nil || answer.Accepted != n || len(answer.Refused) > 0 {
+		panic(fmt.Sprintf("%d readings answered with %s", n, body))
 	}
 	d.acked += n
 	return nil
