@@ -184,11 +184,11 @@ func TestFaultsEverywhere(t *testing.T) {
 }
 
 func faultRound(t *testing.T, kind errorfs.OpKind, cause error) {
-	r := rng(t)
+	r, when := rng(t), rng(t)
 	st, l, inj, cfg := faulty(t, Config{SegmentBytes: 500})
 	want := map[stream.ShardID][]kept{}
 	mustAppend(t, l, want, "k", "first")
-	skip := r.IntN(4)
+	skip := when.IntN(4)
 	var mu sync.Mutex
 	inj.set(func(op errorfs.Op) error {
 		mu.Lock()
@@ -197,7 +197,7 @@ func faultRound(t *testing.T, kind errorfs.OpKind, cause error) {
 			return nil
 		}
 		if skip--; skip < 0 {
-			skip = r.IntN(6)
+			skip = when.IntN(6)
 			return cause
 		}
 		return nil
