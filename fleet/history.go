@@ -79,6 +79,20 @@ func (f *Fleet) Rebuild(ctx context.Context, shard stream.ShardID, after stream.
 	if err != nil || upTo <= after {
 		return 0, err
 	}
+	if o, ok := f.cfg.Source.(interface {
+		Oldest(ctx context.Context, shard stream.ShardID) (stream.Position, error)
+	}); ok {
+		oldest, err := o.Oldest(ctx, shard)
+		if err != nil {
+			return 0, err
+		}
+		if oldest > after {
+			f.cfg.Log.Error("readings left the log before they were archived: lengthen stream.retention", "shard", string(shard), "after", string(after), "oldest", string(oldest))
+		}
+		if oldest >= upTo {
+			return 0, nil
+		}
+	}
 	dropped, err := f.droppedBetween(ctx, shard, after, upTo)
 	if err != nil {
 		return 0, err

@@ -180,6 +180,8 @@ func (s *server) openFleet(ctx context.Context, fs vfs.FS) error {
 	if err != nil {
 		return err
 	}
+	hold := context.WithoutCancel(ctx)
+	s.readings.Hold(func(shard stream.ShardID) (stream.Position, error) { return s.archive.Checkpoint(hold, shard) })
 	for _, sh := range shards {
 		at, err := s.archive.Checkpoint(ctx, sh.ID)
 		if err != nil {

@@ -51,6 +51,9 @@ type Log struct {
 	closeOnce sync.Once
 	closeErr  error
 	committer *committer
+
+	need    atomic.Pointer[func(stream.ShardID) (stream.Position, error)] // set by Hold
+	holding bool                                                          // the retention loop's: a segment is held
 }
 
 var (
