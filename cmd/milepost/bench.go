@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -43,7 +44,6 @@ func benches() []bench {
 
 // benchRun is what one run of the benches shares.
 type benchRun struct {
-	out      io.Writer
 	progress io.Writer
 	dir      string
 	seconds  time.Duration
@@ -99,12 +99,12 @@ func runBench(ctx context.Context, e *env, args []string) error {
 		known = append(known, x.name)
 	}
 	for _, n := range names {
-		if !contains(known, n) {
+		if !slices.Contains(known, n) {
 			return usagef("no bench %q; there are %s", n, strings.Join(known, ", "))
 		}
 	}
 	for _, x := range benches() {
-		if len(names) > 0 && !contains(names, x.name) {
+		if len(names) > 0 && !slices.Contains(names, x.name) {
 			continue
 		}
 		fmt.Fprintf(b.progress, "%s: %s\n", x.name, x.help)
@@ -141,15 +141,6 @@ func runBench(ctx context.Context, e *env, args []string) error {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t\n", f.Bench, f.Name, number(f.Value), f.Unit, f.Goal)
 	}
 	return t.Flush()
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 func cpuName() string {

@@ -51,7 +51,7 @@ func runDemo(ctx context.Context, e *env, args []string) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { // waited for below: the fleet stops before the server drains
 		if err := simulate(driving, cfg.MQTT.Listen, filepath.Join(cfg.Data, "demo-fleet"), *vehicles, *seed, *every, log); err != nil && driving.Err() == nil {
-			log.Error("simulate", "error", err)
+			log.ErrorContext(ctx, "simulate", "error", err)
 		}
 	})
 	select {

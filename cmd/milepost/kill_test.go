@@ -149,7 +149,6 @@ func freeAddr(t *testing.T) string {
 // not acknowledged. Its speed is over the limit for one minute of event time, once.
 type device struct {
 	id    string
-	next  int // number of the next reading not acknowledged
 	acked int
 }
 

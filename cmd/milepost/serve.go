@@ -31,7 +31,7 @@ func runServe(ctx context.Context, e *env, args []string) error {
 	if err != nil {
 		return err
 	}
-	log.Info("serving", "http", s.listener.Addr().String(), "mqtt", cfg.MQTT.Listen, "data", cfg.Data)
+	log.InfoContext(ctx, "serving", "http", s.listener.Addr().String(), "mqtt", cfg.MQTT.Listen, "data", cfg.Data)
 	return s.run(ctx)
 }
 

@@ -89,7 +89,7 @@ func openServer(ctx context.Context, cfg *Config, fs vfs.FS, log *slog.Logger) (
 		if err != nil {
 			for i := len(s.closers) - 1; i >= 0; i-- {
 				if e := s.closers[i](); e != nil {
-					log.Warn("close after a failed start", "error", e)
+					log.WarnContext(ctx, "close after a failed start", "error", e)
 				}
 			}
 		}
@@ -193,7 +193,7 @@ func (s *server) openFleet(ctx context.Context, fs vfs.FS) error {
 			return err
 		}
 		if n > 0 {
-			s.log.Info("live tail rebuilt", "shard", string(sh.ID), "rows", n, "seconds", time.Since(began).Seconds())
+			s.log.InfoContext(ctx, "live tail rebuilt", "shard", string(sh.ID), "rows", n, "seconds", time.Since(began).Seconds())
 		}
 	}
 	return nil
@@ -230,7 +230,7 @@ func (s *server) openAlerts(ctx context.Context, _ vfs.FS) error {
 	run, s.notifying = context.WithCancel(ctx)
 	s.workers.Go(func() {
 		if err := s.notifier.Run(run); err != nil {
-			s.log.Error("notify", "error", err)
+			s.log.ErrorContext(run, "notify", "error", err)
 		}
 	})
 	s.letters = &letterBox{log: s.dead, logger: s.log}
@@ -257,12 +257,12 @@ func (s *server) keepHouse(ctx context.Context) {
 			return
 		case now := <-tick.C:
 			if _, err := s.fleet.Expire(ctx, now); err != nil && ctx.Err() == nil {
-				s.log.Warn("expire sightings", "error", err)
+				s.log.WarnContext(ctx, "expire sightings", "error", err)
 			}
 			for {
 				n, err := s.book.Prune(ctx, now.Add(-alertsKept), 1000)
 				if err != nil && ctx.Err() == nil {
-					s.log.Warn("prune alerts", "error", err)
+					s.log.WarnContext(ctx, "prune alerts", "error", err)
 				}
 				if n == 0 || err != nil {
 					break
@@ -273,9 +273,9 @@ func (s *server) keepHouse(ctx context.Context) {
 }
 
 func (s *server) openSQL(ctx context.Context, _ vfs.FS) error {
-	engine, err := openSQL(ctx, s)
+	engine, err := openSQL(s)
 	if errors.Is(err, query.ErrNotBuilt) {
-		s.log.Warn("no SQL", "error", err)
+		s.log.WarnContext(ctx, "no SQL", "error", err)
 		return nil
 	}
 	if err != nil {
@@ -418,7 +418,7 @@ func (s *server) drain(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, drainFor)
 	defer cancel()
 	began := time.Now()
-	s.log.Info("draining")
+	s.log.InfoContext(ctx, "draining")
 	var errs []error
 	step := func(what string, f func() error) {
 		if err := f(); err != nil {
@@ -447,7 +447,7 @@ func (s *server) drain(ctx context.Context) error {
 	step("close archive", func() error { return s.archive.Close(ctx) })
 	step("close state", s.state.Close)
 	step("close log", s.logs.Close)
-	s.log.Info("drained", "seconds", time.Since(began).Seconds())
+	s.log.InfoContext(ctx, "drained", "seconds", time.Since(began).Seconds())
 	return errors.Join(errs...)
 }
 

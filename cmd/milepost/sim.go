@@ -75,7 +75,7 @@ func simulate(ctx context.Context, mqttAddr, stateFile string, vehicles int, see
 		State:  was,
 		Save: func(now []byte) {
 			if err := os.WriteFile(stateFile, now, 0o600); err != nil {
-				log.Warn("keep the simulated fleet", "error", err)
+				log.WarnContext(ctx, "keep the simulated fleet", "error", err)
 			}
 		},
 		Log: log,
