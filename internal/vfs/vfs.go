@@ -34,3 +34,8 @@ var Disk FS = vfs.Default
 
 // NewCrashable returns an empty file system in memory whose CrashClone forgets what was not synced.
 func NewCrashable() *MemFS { return vfs.NewCrashableMem() }
+
+// SequentialReads opens a file that will be read from front to back: the system reads ahead.
+//
+//nolint:gochecknoglobals // a stateless value
+var SequentialReads = vfs.SequentialReadsOption
