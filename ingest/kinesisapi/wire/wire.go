@@ -81,3 +81,6 @@ func (e Encoding) NewReader(body []byte) Reader {
 	}
 	return &JSONReader{b: body}
 }
+
+// NewCBORReader returns a reader of a CBOR body whose methods need no interface.
+func NewCBORReader(body []byte) *CBORReader { return &CBORReader{b: body} }
