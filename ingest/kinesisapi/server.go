@@ -67,7 +67,7 @@ func (d *Door) Serve(ln net.Listener, conf *tls.Config) error {
 	d.serving.mu.Lock()
 	if d.serving.closed {
 		d.serving.mu.Unlock()
-		return errors.Join(http.ErrServerClosed, ln.Close())
+		return ln.Close()
 	}
 	d.serving.list = append(d.serving.list, srv)
 	d.serving.mu.Unlock()
