@@ -259,7 +259,7 @@ type buffers struct {
 	bytes sync.Pool
 }
 
-const keepBuffer = 4 << 20 // larger ones are left to the garbage collector
+const keepBuffer = 16 << 20 // larger ones are left to the garbage collector; the largest GetRecords is as large
 
 func (b *buffers) put() *putRequest {
 	p, ok := b.puts.Get().(*putRequest)
