@@ -61,7 +61,7 @@ func (e Encoding) members(b []byte, v reflect.Value) []byte {
 			b = e.members(b, f)
 			continue
 		}
-		if absent(f) && sf.Tag.Get("w") != "keep" {
+		if absent(f) && (f.Kind() != reflect.String || sf.Tag.Get("w") != "keep") {
 			continue
 		}
 		b = e.marshal(e.AppendKey(b, sf.Name), f)
