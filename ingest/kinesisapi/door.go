@@ -181,7 +181,7 @@ func (d *Door) open() error {
 	if len(secrets) > 0 {
 		d.verifier = sigv4.New("kinesis", secrets)
 	}
-	if err := d.cfg.FS.MkdirAll(d.cfg.Dir, 0o755); err != nil {
+	if err := makeDir(d.cfg.FS, d.cfg.Dir); err != nil {
 		return err
 	}
 	var err error

@@ -37,12 +37,35 @@ func writeFile(fsys vfs.FS, dir, name string, data []byte) error {
 	if err := fsys.Rename(tmp, path); err != nil {
 		return fmt.Errorf("replace %s: %w", path, err)
 	}
+	return syncDir(fsys, dir)
+}
+
+func syncDir(fsys vfs.FS, dir string) error {
 	d, err := fsys.OpenDir(dir)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", dir, err)
 	}
 	if err := errors.Join(d.Sync(), d.Close()); err != nil {
 		return fmt.Errorf("sync %s: %w", dir, err)
+	}
+	return nil
+}
+
+// makeDir makes a directory and its parents, durable as far as they are ours to sync.
+func makeDir(fsys vfs.FS, dir string) error {
+	if _, err := fsys.Stat(dir); err == nil {
+		return nil
+	}
+	if err := fsys.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make %s: %w", dir, err)
+	}
+	for range 2 { // the last two names may be new
+		if dir = fsys.PathDir(dir); dir == "" {
+			return nil
+		}
+		if err := syncDir(fsys, dir); err != nil {
+			return err
+		}
 	}
 	return nil
 }
