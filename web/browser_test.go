@@ -59,6 +59,9 @@ func TestBrowserMap(t *testing.T) {
 	before := webtest.Eval[float64](t, b, `milepost.fleet.lat[milepost.fleet.index.get("T0101")]`)
 	b.Wait(t, fmt.Sprintf(`milepost.fleet.lat[milepost.fleet.index.get("T0101")] !== %v`, before))
 
+	drawn := webtest.Eval[int](t, b, `milepost.mapView.overlay.frames.drawn`)
+	b.Wait(t, fmt.Sprintf(`milepost.mapView.overlay.frames.drawn > %d`, drawn+2))
+
 	// Search, then choose and open without a mouse.
 	// Not b.Press: it sends the character even if the page takes the key.
 	b.Script(t, `document.body.dispatchEvent(new KeyboardEvent("keydown", {key: "/", bubbles: true, cancelable: true}))`)
