@@ -174,7 +174,7 @@ func (b *benchRun) benchConfig(name string) (path, httpAddr, mqttAddr string, er
 		return "", "", "", err
 	}
 	c.Data = filepath.Join(dir, "data")
-	c.HTTP.Listen, c.MQTT.Listen, c.HTTP.Pprof = httpAddr, mqttAddr, true
+	c.HTTP.Listen, c.MQTT.Listen, c.Kinesis.Listen, c.HTTP.Pprof = httpAddr, mqttAddr, "", true
 	c.Archive.FlushAge = conf.Duration(time.Second)
 	c.Limits.Rate = 0
 	c.Log.Level = "warn"

@@ -23,6 +23,7 @@ import (
 	"github.com/milepost/milepost/fleet"
 	"github.com/milepost/milepost/ingest"
 	"github.com/milepost/milepost/ingest/httpapi"
+	"github.com/milepost/milepost/ingest/kinesisapi"
 	"github.com/milepost/milepost/ingest/mqtt"
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/process"
@@ -69,6 +70,7 @@ type server struct {
 	sql      query.Engine
 	admit    *ingest.Admitter
 	mqtt     *mqtt.Server
+	kinesis  *kinesisapi.Door
 	web      *web.Server
 	http     *http.Server
 	listener net.Listener
@@ -77,6 +79,7 @@ type server struct {
 	notifying  context.CancelFunc // ends the notifier
 	background context.CancelFunc // ends housekeeping
 	workers    sync.WaitGroup     // the notifier and housekeeping; drain waits
+	doors      sync.WaitGroup     // the Kinesis listeners; drain waits
 	serving    chan error         // what http.Serve returned
 	closers    []func() error     // of what was opened, in order, for an open that fails half way
 }
@@ -287,7 +290,7 @@ func (s *server) openSQL(ctx context.Context, _ vfs.FS) error {
 }
 
 // openDoors comes last: when the first reading can come in, everything behind the doors is ready.
-func (s *server) openDoors(ctx context.Context, _ vfs.FS) error {
+func (s *server) openDoors(ctx context.Context, fs vfs.FS) error {
 	var err error
 	l := s.cfg.Limits
 	s.admit, err = ingest.New(ingest.Config{
@@ -300,6 +303,9 @@ func (s *server) openDoors(ctx context.Context, _ vfs.FS) error {
 		return err
 	}
 	if err := s.openMQTT(ctx); err != nil {
+		return err
+	}
+	if err := s.openKinesis(ctx, fs); err != nil {
 		return err
 	}
 	if err := s.openWeb(); err != nil {
@@ -427,6 +433,10 @@ func (s *server) drain(ctx context.Context) error {
 	}
 	if s.mqtt != nil {
 		step("close MQTT", func() error { return s.mqtt.Close(ctx) })
+	}
+	if s.kinesis != nil {
+		step("close Kinesis", func() error { return s.kinesis.Close(ctx) })
+		s.doors.Wait()
 	}
 	step("close live feeds", s.web.Close)
 	step("stop HTTP", func() error {
