@@ -36,6 +36,7 @@ func benches() []bench {
 		{"log", "the log alone: records/s appended and read", benchLog},
 		{"batch", "HTTP batches end to end: durable, decoded, judged, in state, in Parquet", benchBatch},
 		{"mqtt", "MQTT QoS 1 and QoS 0, one packet a write", benchMQTT},
+		{"kinesis", "the Kinesis API: signed puts, reads, fan-out", benchKinesis},
 		{"latency", "publish to visible at a fixed rate", benchLatency},
 		{"recovery", "time to be ready after kill -9", benchRecovery},
 		{"queries", "SQL over a generated lake", benchQueries},
