@@ -116,7 +116,8 @@ func (s *webhookSink) Send(ctx context.Context, n Notification) error {
 		return fmt.Errorf("post: %w", err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // only read
-	answer, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10)) // only for the message, and so that the connection can be used again
+	// Only for the message, and so that the connection can be used again.
+	answer, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
 	return judgeResponse(resp, answer, time.Now())
 }
 
