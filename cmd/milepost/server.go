@@ -23,6 +23,7 @@ import (
 	"github.com/milepost/milepost/fleet"
 	"github.com/milepost/milepost/ingest"
 	"github.com/milepost/milepost/ingest/httpapi"
+	"github.com/milepost/milepost/ingest/kinesisapi"
 	"github.com/milepost/milepost/ingest/mqtt"
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/process"
@@ -69,6 +70,7 @@ type server struct {
 	sql      query.Engine
 	admit    *ingest.Admitter
 	mqtt     *mqtt.Server
+	kinesis  *kinesisapi.Door
 	web      *web.Server
 	http     *http.Server
 	listener net.Listener
@@ -77,6 +79,7 @@ type server struct {
 	notifying  context.CancelFunc // ends the notifier
 	background context.CancelFunc // ends housekeeping
 	workers    sync.WaitGroup     // the notifier and housekeeping; drain waits
+	doors      sync.WaitGroup     // the Kinesis listeners; drain waits
 	serving    chan error         // what http.Serve returned
 	closers    []func() error     // of what was opened, in order, for an open that fails half way
 }
@@ -89,7 +92,7 @@ func openServer(ctx context.Context, cfg *Config, fs vfs.FS, log *slog.Logger) (
 		if err != nil {
 			for i := len(s.closers) - 1; i >= 0; i-- {
 				if e := s.closers[i](); e != nil {
-					log.Warn("close after a failed start", "error", e)
+					log.WarnContext(ctx, "close after a failed start", "error", e)
 				}
 			}
 		}
@@ -180,6 +183,8 @@ func (s *server) openFleet(ctx context.Context, fs vfs.FS) error {
 	if err != nil {
 		return err
 	}
+	hold := context.WithoutCancel(ctx)
+	s.readings.Hold(func(shard stream.ShardID) (stream.Position, error) { return s.archive.Checkpoint(hold, shard) })
 	for _, sh := range shards {
 		at, err := s.archive.Checkpoint(ctx, sh.ID)
 		if err != nil {
@@ -191,7 +196,7 @@ func (s *server) openFleet(ctx context.Context, fs vfs.FS) error {
 			return err
 		}
 		if n > 0 {
-			s.log.Info("live tail rebuilt", "shard", string(sh.ID), "rows", n, "seconds", time.Since(began).Seconds())
+			s.log.InfoContext(ctx, "live tail rebuilt", "shard", string(sh.ID), "rows", n, "seconds", time.Since(began).Seconds())
 		}
 	}
 	return nil
@@ -228,7 +233,7 @@ func (s *server) openAlerts(ctx context.Context, _ vfs.FS) error {
 	run, s.notifying = context.WithCancel(ctx)
 	s.workers.Go(func() {
 		if err := s.notifier.Run(run); err != nil {
-			s.log.Error("notify", "error", err)
+			s.log.ErrorContext(run, "notify", "error", err)
 		}
 	})
 	s.letters = &letterBox{log: s.dead, logger: s.log}
@@ -255,12 +260,12 @@ func (s *server) keepHouse(ctx context.Context) {
 			return
 		case now := <-tick.C:
 			if _, err := s.fleet.Expire(ctx, now); err != nil && ctx.Err() == nil {
-				s.log.Warn("expire sightings", "error", err)
+				s.log.WarnContext(ctx, "expire sightings", "error", err)
 			}
 			for {
 				n, err := s.book.Prune(ctx, now.Add(-alertsKept), 1000)
 				if err != nil && ctx.Err() == nil {
-					s.log.Warn("prune alerts", "error", err)
+					s.log.WarnContext(ctx, "prune alerts", "error", err)
 				}
 				if n == 0 || err != nil {
 					break
@@ -271,9 +276,9 @@ func (s *server) keepHouse(ctx context.Context) {
 }
 
 func (s *server) openSQL(ctx context.Context, _ vfs.FS) error {
-	engine, err := openSQL(ctx, s)
+	engine, err := openSQL(s)
 	if errors.Is(err, query.ErrNotBuilt) {
-		s.log.Warn("no SQL", "error", err)
+		s.log.WarnContext(ctx, "no SQL", "error", err)
 		return nil
 	}
 	if err != nil {
@@ -285,7 +290,7 @@ func (s *server) openSQL(ctx context.Context, _ vfs.FS) error {
 }
 
 // openDoors comes last: when the first reading can come in, everything behind the doors is ready.
-func (s *server) openDoors(ctx context.Context, _ vfs.FS) error {
+func (s *server) openDoors(ctx context.Context, fs vfs.FS) error {
 	var err error
 	l := s.cfg.Limits
 	s.admit, err = ingest.New(ingest.Config{
@@ -298,6 +303,9 @@ func (s *server) openDoors(ctx context.Context, _ vfs.FS) error {
 		return err
 	}
 	if err := s.openMQTT(ctx); err != nil {
+		return err
+	}
+	if err := s.openKinesis(ctx, fs); err != nil {
 		return err
 	}
 	if err := s.openWeb(); err != nil {
@@ -416,7 +424,7 @@ func (s *server) drain(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, drainFor)
 	defer cancel()
 	began := time.Now()
-	s.log.Info("draining")
+	s.log.InfoContext(ctx, "draining")
 	var errs []error
 	step := func(what string, f func() error) {
 		if err := f(); err != nil {
@@ -425,6 +433,10 @@ func (s *server) drain(ctx context.Context) error {
 	}
 	if s.mqtt != nil {
 		step("close MQTT", func() error { return s.mqtt.Close(ctx) })
+	}
+	if s.kinesis != nil {
+		step("close Kinesis", func() error { return s.kinesis.Close(ctx) })
+		s.doors.Wait()
 	}
 	step("close live feeds", s.web.Close)
 	step("stop HTTP", func() error {
@@ -445,7 +457,7 @@ func (s *server) drain(ctx context.Context) error {
 	step("close archive", func() error { return s.archive.Close(ctx) })
 	step("close state", s.state.Close)
 	step("close log", s.logs.Close)
-	s.log.Info("drained", "seconds", time.Since(began).Seconds())
+	s.log.InfoContext(ctx, "drained", "seconds", time.Since(began).Seconds())
 	return errors.Join(errs...)
 }
 
