@@ -154,7 +154,7 @@ func (a *Archive) recover(ctx context.Context) error {
 	}
 	for name, f := range files {
 		if f.path = found[name]; f.path == "" {
-			a.cfg.Log.Error("archive object is missing: its rows cannot be queried; restore it from a backup and restart",
+			a.cfg.Log.ErrorContext(ctx, "archive object is missing: its rows cannot be queried; restore it from a backup and restart",
 				"object", name, "rows", f.Rows)
 			a.missing = append(a.missing, f)
 			continue

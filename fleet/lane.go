@@ -425,7 +425,7 @@ func (l *lane) Tick(_ context.Context, _ state.Reader, now, since time.Time) err
 	return nil
 }
 
-// Urgent: an alert waits to be sent.
+// Urgent says that an alert waits to be sent.
 func (l *lane) Urgent() bool { return len(l.found) > 0 }
 
 // Flush writes what changed since the last step.
