@@ -84,25 +84,40 @@ type server struct {
 	closers    []func() error     // of what was opened, in order, for an open that fails half way
 }
 
+func newServer(cfg *Config, log *slog.Logger) *server {
+	return &server{cfg: cfg, log: log, reg: prometheus.NewRegistry(), started: time.Now(), serving: make(chan error, 1)}
+}
+
 // openServer opens everything on a file system and returns with the doors open. The caller calls drain.
-func openServer(ctx context.Context, cfg *Config, fs vfs.FS, log *slog.Logger) (_ *server, err error) {
-	s := &server{cfg: cfg, log: log, reg: prometheus.NewRegistry(), started: time.Now(), serving: make(chan error, 1)}
+func openServer(ctx context.Context, cfg *Config, fs vfs.FS, log *slog.Logger) (*server, error) {
+	s := newServer(cfg, log)
 	s.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	defer func() {
-		if err != nil {
-			for i := len(s.closers) - 1; i >= 0; i-- {
-				if e := s.closers[i](); e != nil {
-					log.WarnContext(ctx, "close after a failed start", "error", e)
-				}
-			}
-		}
-	}()
-	for _, step := range []func(context.Context, vfs.FS) error{s.openLog, s.openState, s.openFleet, s.openProcess, s.openAlerts, s.openSQL, s.openDoors} {
-		if err := step(ctx, fs); err != nil {
-			return nil, err
-		}
+	if err := s.open(ctx, fs, append(s.rooms(), s.openSQL, s.openDoors)...); err != nil {
+		return nil, err
 	}
 	return s, nil
+}
+
+// rooms are the steps that need nothing but a file system; closeRooms is their reverse.
+func (s *server) rooms() []func(context.Context, vfs.FS) error {
+	return []func(context.Context, vfs.FS) error{s.openLog, s.openState, s.openFleet, s.openProcess, s.openAlerts, s.openAdmit}
+}
+
+// open takes steps in order. If one fails, those before it are undone.
+func (s *server) open(ctx context.Context, fs vfs.FS, steps ...func(context.Context, vfs.FS) error) error {
+	for _, step := range steps {
+		err := step(ctx, fs)
+		if err == nil {
+			continue
+		}
+		for i := len(s.closers) - 1; i >= 0; i-- {
+			if e := s.closers[i](); e != nil {
+				s.log.Warn("close after a failed start", "error", e)
+			}
+		}
+		return err
+	}
+	return nil
 }
 
 func (s *server) onFailure(f func() error) { s.closers = append(s.closers, f) }
@@ -289,8 +304,8 @@ func (s *server) openSQL(ctx context.Context, _ vfs.FS) error {
 	return nil
 }
 
-// openDoors comes last: when the first reading can come in, everything behind the doors is ready.
-func (s *server) openDoors(ctx context.Context, fs vfs.FS) error {
+// openAdmit opens what the doors share.
+func (s *server) openAdmit(context.Context, vfs.FS) error {
 	var err error
 	l := s.cfg.Limits
 	s.admit, err = ingest.New(ingest.Config{
@@ -299,9 +314,11 @@ func (s *server) openDoors(ctx context.Context, fs vfs.FS) error {
 			MaxMessage: int(l.Message), MaxBody: int(l.Body), RatePerDevice: l.Rate, BurstPerDevice: float64(l.Burst), InFlightBytes: int64(l.InFlight),
 		},
 	})
-	if err != nil {
-		return err
-	}
+	return err
+}
+
+// openDoors comes last: when the first reading can come in, everything behind the doors is ready.
+func (s *server) openDoors(ctx context.Context, fs vfs.FS) error {
 	if err := s.openMQTT(ctx); err != nil {
 		return err
 	}
@@ -311,6 +328,7 @@ func (s *server) openDoors(ctx context.Context, fs vfs.FS) error {
 	if err := s.openWeb(); err != nil {
 		return err
 	}
+	var err error
 	if s.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", s.cfg.HTTP.Listen); err != nil {
 		return fmt.Errorf("http.listen: %w", err)
 	}
@@ -419,46 +437,62 @@ func (s *server) run(ctx context.Context) error {
 	return errors.Join(failed, s.drain(context.WithoutCancel(ctx)))
 }
 
-// drain stops the rooms in flow order. What it cannot finish in time is in the log and comes back at the next start.
+// drain stops everything in flow order. What it cannot finish in time is in the log and comes back at the next start.
 func (s *server) drain(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, drainFor)
 	defer cancel()
 	began := time.Now()
 	s.log.InfoContext(ctx, "draining")
-	var errs []error
-	step := func(what string, f func() error) {
-		if err := f(); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", what, err))
-		}
+	err := errors.Join(s.closeDoors(ctx), s.closeRooms(ctx))
+	s.log.InfoContext(ctx, "drained", "seconds", time.Since(began).Seconds())
+	return err
+}
+
+// steps runs what must all run, and joins what went wrong.
+type steps struct{ errs []error }
+
+func (t *steps) do(what string, f func() error) {
+	if err := f(); err != nil {
+		t.errs = append(t.errs, fmt.Errorf("%s: %w", what, err))
 	}
+}
+
+// closeDoors lets nothing new in and lets what is under way finish.
+func (s *server) closeDoors(ctx context.Context) error {
+	var t steps
 	if s.mqtt != nil {
-		step("close MQTT", func() error { return s.mqtt.Close(ctx) })
+		t.do("close MQTT", func() error { return s.mqtt.Close(ctx) })
 	}
 	if s.kinesis != nil {
-		step("close Kinesis", func() error { return s.kinesis.Close(ctx) })
+		t.do("close Kinesis", func() error { return s.kinesis.Close(ctx) })
 		s.doors.Wait()
 	}
-	step("close live feeds", s.web.Close)
-	step("stop HTTP", func() error {
+	t.do("close live feeds", s.web.Close)
+	t.do("stop HTTP", func() error {
 		err := s.http.Shutdown(ctx)
 		if e := <-s.serving; !errors.Is(e, http.ErrServerClosed) {
 			err = errors.Join(err, e)
 		}
 		return err
 	})
-	step("process what is in the log", func() error { return s.runner.WaitCaughtUp(ctx) })
-	step("stop processing", func() error { return s.runner.Stop(ctx) })
+	return errors.Join(t.errs...)
+}
+
+// closeRooms drains each room into the next.
+func (s *server) closeRooms(ctx context.Context) error {
+	var t steps
+	t.do("process what is in the log", func() error { return s.runner.WaitCaughtUp(ctx) })
+	t.do("stop processing", func() error { return s.runner.Stop(ctx) })
 	s.notifying()
 	s.background()
 	s.workers.Wait()
 	if s.sql != nil {
-		step("close SQL", s.sql.Close)
+		t.do("close SQL", s.sql.Close)
 	}
-	step("close archive", func() error { return s.archive.Close(ctx) })
-	step("close state", s.state.Close)
-	step("close log", s.logs.Close)
-	s.log.InfoContext(ctx, "drained", "seconds", time.Since(began).Seconds())
-	return errors.Join(errs...)
+	t.do("close archive", func() error { return s.archive.Close(ctx) })
+	t.do("close state", s.state.Close)
+	t.do("close log", s.logs.Close)
+	return errors.Join(t.errs...)
 }
 
 // isPMTiles tells a PMTiles archive from a tile template by its name.

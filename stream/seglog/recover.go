@@ -146,7 +146,7 @@ func (l *Log) setAsideUnborn(ids []uint64) ([]uint64, error) {
 // quarantine moves a file out of the stream's directory and returns where it is.
 func (l *Log) quarantine(path string) (string, error) {
 	dir := l.fs.PathJoin(l.store.cfg.Dir, quarantineDir, l.name)
-	if err := makeDir(l.fs, dir); err != nil {
+	if err := vfs.MakeDir(l.fs, dir); err != nil {
 		return "", err
 	}
 	to := l.fs.PathJoin(dir, fmt.Sprintf("%s.%d", l.fs.PathBase(path), time.Now().UnixNano()))

@@ -21,7 +21,7 @@ func (in *inspection) salvage(sv *survey) error {
 	}
 	if sv.found {
 		dir := l.fs.PathJoin(l.store.cfg.Dir, quarantineDir, l.name)
-		if err := makeDir(l.fs, dir); err != nil {
+		if err := vfs.MakeDir(l.fs, dir); err != nil {
 			return err
 		}
 		// A second name first, so that the damaged file is under one name or the other whatever happens.
