@@ -1,8 +1,10 @@
 package web_test
 
 import (
+	"net/http"
 	"net/http/httptest"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,21 +17,23 @@ type site struct {
 	url   string
 	fleet *webtest.Fleet
 	web   *web.Server
+	cfg   web.Config
+	front atomic.Pointer[web.Server]
+	all   []*web.Server
 }
 
 // serve starts a site of n vehicles that report once a second.
 func serve(t testing.TB, n int, change ...func(*web.Config)) *site {
 	t.Helper()
-	f := webtest.New(n, 1, time.Now())
-	cfg := f.Config()
+	s := &site{fleet: webtest.New(n, 1, time.Now())}
+	s.cfg = s.fleet.Config()
 	for _, c := range change {
-		c(&cfg)
+		c(&s.cfg)
 	}
-	s, err := web.New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := httptest.NewServer(s)
+	s.restart(t)
+	s.web = s.front.Load()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.front.Load().ServeHTTP(w, r) }))
+	s.url = srv.URL
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -38,7 +42,7 @@ func serve(t testing.TB, n int, change ...func(*web.Config)) *site {
 		for {
 			select {
 			case now := <-tick.C:
-				f.Advance(now)
+				s.fleet.Advance(now)
 			case <-stop:
 				return
 			}
@@ -47,18 +51,38 @@ func serve(t testing.TB, n int, change ...func(*web.Config)) *site {
 	t.Cleanup(func() {
 		close(stop)
 		wg.Wait()
-		if err := s.Close(); err != nil {
-			t.Error(err)
+		for _, w := range s.all {
+			if err := w.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 		srv.CloseClientConnections()
 		srv.Close()
 	})
-	return &site{url: srv.URL, fleet: f, web: s}
+	return s
+}
+
+// restart puts another server in front of the same fleet, and ends the one before.
+func (s *site) restart(t testing.TB) {
+	t.Helper()
+	next, err := web.New(s.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.all = append(s.all, next)
+	if before := s.front.Swap(next); before != nil {
+		if err := before.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 const (
 	// mapDrawn: the map has its base, its vehicles, and has drawn both.
 	mapDrawn = `window.milepost?.mapView?.overlay && milepost.mapView.host.dataset.ready === "true" && milepost.fleet.size > 0 && milepost.mapView.shown.length > 0`
-	// settled: the base map has loaded what it needs, and animations have ended.
+	// settled: the base map has loaded what it needs, and has been still for long enough to fade its names in.
 	settled = `!milepost.page?.map || (milepost.mapView.map.gl ? milepost.mapView.map.gl.loaded() && milepost.mapView.map.gl.areTilesLoaded() : true) && !(milepost.mapView.map.gl?.isMoving() ?? false) && document.getAnimations().length === 0 && (performance.now() - (window.__since ??= performance.now()) > 1500)`
 )
+
+//nolint:gochecknoglobals // a constant in all but syntax
+var testTime = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)

@@ -133,10 +133,11 @@ func (b *Browser) Go(t testing.TB, url string) {
 	b.Do(t, chromedp.Navigate(url))
 }
 
-// Wait polls a JavaScript expression until it is true.
+// Wait polls a JavaScript expression until it is true; one that throws is not true yet.
 func (b *Browser) Wait(t testing.TB, expr string) {
 	t.Helper()
-	_, err := chromedp.Run(b.Ctx, chromedp.Poll[bool](expr, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(pageHangs)))
+	safe := "(() => { try { return Boolean(" + expr + ") } catch { return false } })()"
+	_, err := chromedp.Run(b.Ctx, chromedp.Poll[bool](safe, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(pageHangs)))
 	if err != nil {
 		text, _ := chromedp.Run(b.Ctx, chromedp.Evaluate[string](`location.pathname + "\n" + document.body.innerText.slice(0, 1500)`)) // for the message
 		t.Fatalf("never true: %s: %v\npage shows: %s\npage said: %s", expr, err, text, strings.Join(b.Complaints(), "\n"))

@@ -389,3 +389,10 @@ func (f *Fleet) Counts() web.AlertCounts {
 	}
 	return c
 }
+
+// Now is the moment the fleet is at.
+func (f *Fleet) Now() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.now
+}

@@ -31,7 +31,7 @@ export class LibreMap {
 		});
 		m.#dress();
 		// On a small map the credits wait behind their button.
-		if (el.clientWidth < 640) el.querySelector('.maplibregl-compact-show')?.classList.remove('maplibregl-compact-show');
+		if (el.clientWidth < 640) m.gl.once('idle', () => el.querySelector('.maplibregl-compact-show')?.classList.remove('maplibregl-compact-show'));
 		return m;
 	}
 
@@ -145,8 +145,4 @@ export class LibreMap {
 }
 
 // escape: the attribution is put into the page as HTML by the map.
-function escape(text) {
-	const el = document.createElement('i');
-	el.textContent = text;
-	return el.innerHTML;
-}
+const escape = (text) => text.replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);

@@ -97,7 +97,7 @@ export class SqlPage {
 			if (v === null) return h('td', {class: 'null'}, 'null');
 			if (typeof v === 'object') return h('td', {}, JSON.stringify(v));
 			if (columns[i].name === 'vehicle_id') return h('td', {}, h('a', {href: `/vehicles/${encodeURIComponent(v)}`}, v));
-			return h('td', {class: numeric[i] ? 'num' : ''}, String(v));
+			return h('td', {class: numeric[i] ? 'num' : String(v).length > 60 ? 'long' : ''}, String(v));
 		};
 		fill(this.result, h('table', {},
 			h('thead', {}, h('tr', {}, columns.map((c, i) => h('th', {scope: 'col', class: numeric[i] ? 'num' : ''}, c.name, h('small', {}, c.type.toLowerCase()))))),
