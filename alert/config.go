@@ -14,16 +14,16 @@ import (
 
 // A Config says who is told. The zero Config tells the log.
 type Config struct {
-	Webhooks []Webhook `yaml:"webhooks,omitempty"`
-	Email    []Email   `yaml:"email,omitempty"`
-	Log      Log       `yaml:"log,omitempty"`
-	Retry    Retry     `yaml:"retry,omitempty"`
+	Webhooks []Webhook `yaml:"webhooks,omitempty" doc:"HTTP endpoints that each alert is posted to"`
+	Email    []Email   `yaml:"email,omitempty" doc:"mail servers and whom they tell"`
+	Log      Log       `yaml:"log,omitempty" doc:"the program's own log, which is told unless switched off"`
+	Retry    Retry     `yaml:"retry,omitempty" doc:"how often a sink that fails is tried again"`
 }
 
 // A Log is the sink that writes to the program's log.
 type Log struct {
-	Off         bool   `yaml:"off,omitempty"`
-	MinSeverity string `yaml:"min_severity,omitempty"` // default info: all
+	Off         bool   `yaml:"off,omitempty" doc:"do not write alerts to the log"`
+	MinSeverity string `yaml:"min_severity,omitempty" doc:"milder alerts are not logged; default info: all"`
 }
 
 // Validate reports everything that is wrong, each with its field and how to mend it.

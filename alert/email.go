@@ -17,18 +17,18 @@ import (
 
 // An Email sends each notification by SMTP, one message per recipient, so that a mailbox that is gone silences nobody else.
 type Email struct {
-	Name         string   `yaml:"name,omitempty"`          // default email
-	Host         string   `yaml:"host"`                    // smtp.example.com
-	Port         int      `yaml:"port,omitempty"`          // default 587; 465 for tls: implicit; 25 for tls: none
-	TLS          string   `yaml:"tls,omitempty"`           // starttls (default: no TLS, no mail), opportunistic, implicit or none
-	CAFile       string   `yaml:"ca_file,omitempty"`       // PEM; default the system's authorities
-	Username     string   `yaml:"username,omitempty"`      // default: no authentication
-	Password     string   `yaml:"password,omitempty"`      //
-	PasswordFile string   `yaml:"password_file,omitempty"` // instead: a file that holds it
-	From         string   `yaml:"from"`                    // Milepost <alerts@example.com>
-	To           []string `yaml:"to"`
-	URL          string   `yaml:"url,omitempty"`          // of this Milepost, for a link to the alert
-	MinSeverity  string   `yaml:"min_severity,omitempty"` // milder alerts are not sent; default info: all
+	Name         string   `yaml:"name,omitempty" doc:"default email"`
+	Host         string   `yaml:"host" doc:"smtp.example.com"`
+	Port         int      `yaml:"port,omitempty" doc:"default 587; 465 for tls: implicit; 25 for tls: none"`
+	TLS          string   `yaml:"tls,omitempty" doc:"starttls (default: no TLS, no mail), opportunistic, implicit or none"`
+	CAFile       string   `yaml:"ca_file,omitempty" doc:"PEM; default the system's authorities"`
+	Username     string   `yaml:"username,omitempty" doc:"default: no authentication"`
+	Password     string   `yaml:"password,omitempty" doc:"its password; rather use password_file"`
+	PasswordFile string   `yaml:"password_file,omitempty" doc:"instead: a file that holds it"`
+	From         string   `yaml:"from" doc:"Milepost <alerts@example.com>"`
+	To           []string `yaml:"to" doc:"addresses; each gets a message of its own"`
+	URL          string   `yaml:"url,omitempty" doc:"of this Milepost, for a link to the alert"`
+	MinSeverity  string   `yaml:"min_severity,omitempty" doc:"milder alerts are not sent; default info: all"`
 }
 
 // TLS modes of an Email.

@@ -43,11 +43,11 @@ func (e *BusyError) Unwrap() error { return e.Err }
 
 // A Retry says how a sink's failures are handled. The zero value works.
 type Retry struct {
-	Timeout     time.Duration `yaml:"timeout,omitempty"`      // of one attempt; default 10s
-	MinBackoff  time.Duration `yaml:"min_backoff,omitempty"`  // before the second attempt, then doubled; default 1s
-	MaxBackoff  time.Duration `yaml:"max_backoff,omitempty"`  // default 5m
-	MaxAttempts int           `yaml:"max_attempts,omitempty"` // in one run of the program; default 0: until MaxAge
-	MaxAge      time.Duration `yaml:"max_age,omitempty"`      // then it is dead-lettered; default 24h
+	Timeout     time.Duration `yaml:"timeout,omitempty" doc:"of one attempt; default 10s"`
+	MinBackoff  time.Duration `yaml:"min_backoff,omitempty" doc:"before the second attempt, then doubled; default 1s"`
+	MaxBackoff  time.Duration `yaml:"max_backoff,omitempty" doc:"default 5m"`
+	MaxAttempts int           `yaml:"max_attempts,omitempty" doc:"in one run of the program; default 0: until max_age"`
+	MaxAge      time.Duration `yaml:"max_age,omitempty" doc:"then it is dead-lettered; default 24h"`
 }
 
 func (r Retry) withDefaults() Retry {

@@ -28,13 +28,13 @@ const (
 
 // A Webhook posts each notification as JSON.
 type Webhook struct {
-	Name        string            `yaml:"name,omitempty"`         // default webhook
-	URL         string            `yaml:"url"`                    // https://… or http://…
-	Secret      string            `yaml:"secret,omitempty"`       // signs requests; without one they are not signed
-	SecretFile  string            `yaml:"secret_file,omitempty"`  // instead: a file that holds it
-	CAFile      string            `yaml:"ca_file,omitempty"`      // PEM of the authority that signed the receiver's certificate; default the system's
-	Headers     map[string]string `yaml:"headers,omitempty"`      // further headers, such as Authorization
-	MinSeverity string            `yaml:"min_severity,omitempty"` // milder alerts are not sent; default info: all
+	Name        string            `yaml:"name,omitempty" doc:"default webhook"`
+	URL         string            `yaml:"url" doc:"https://… or http://…"`
+	Secret      string            `yaml:"secret,omitempty" doc:"signs requests; without one they are not signed"`
+	SecretFile  string            `yaml:"secret_file,omitempty" doc:"instead: a file that holds it"`
+	CAFile      string            `yaml:"ca_file,omitempty" doc:"PEM of the authority that signed the receiver's certificate; default the system's"`
+	Headers     map[string]string `yaml:"headers,omitempty" doc:"further headers, such as Authorization"`
+	MinSeverity string            `yaml:"min_severity,omitempty" doc:"milder alerts are not sent; default info: all"`
 }
 
 type webhookSink struct {

@@ -48,7 +48,7 @@ type MQTTConfig struct {
 	Listen         string            `yaml:"listen" default:"127.0.0.1:1883" doc:"address of plain MQTT; empty: none"`
 	TLS            TLSConfig         `yaml:"tls" doc:"MQTT over TLS, when a certificate is given"`
 	Topics         []string          `yaml:"topics" default:"[\"fleet/{vehicle}/telemetry\"]" doc:"topics that carry readings; {vehicle} stands for the vehicle id"`
-	Users          map[string]string `yaml:"users" doc:"user names and passwords; empty: anonymous publishers are let in"`
+	Users          map[string]string `yaml:"users" doc:"user names and passwords; empty: only publishers on this machine are let in"`
 	MaxConnections int               `yaml:"max_connections" default:"50000" doc:"connections at one time"`
 }
 
@@ -96,7 +96,7 @@ type LimitsConfig struct {
 
 // StreamConfig is the log of readings.
 type StreamConfig struct {
-	Shards         int           `yaml:"shards" default:"4" doc:"shards at creation; split and merge change them later"`
+	Shards         int           `yaml:"shards" default:"4" doc:"shards at creation; a later change of this key changes nothing"`
 	Retention      conf.Duration `yaml:"retention" default:"24h" doc:"how long readings can be replayed: 1h to 365d. The archive keeps them longer"`
 	RetentionBytes conf.Bytes    `yaml:"retention_bytes" default:"0" doc:"most bytes of log kept; 0: by age only"`
 	Segment        conf.Bytes    `yaml:"segment" default:"256MiB" doc:"size of one file of the log: the unit of retention"`
@@ -113,7 +113,7 @@ type ArchiveConfig struct {
 
 // SQLConfig bounds queries.
 type SQLConfig struct {
-	Threads    int           `yaml:"threads" default:"0" doc:"cores one query may take; 0: half of them"`
+	Threads    int           `yaml:"threads" default:"0" doc:"cores of all queries together; 0: half of them"`
 	Memory     conf.Bytes    `yaml:"memory" default:"512MiB" doc:"memory of all queries together"`
 	Timeout    conf.Duration `yaml:"timeout" default:"30s" doc:"longest one query may run"`
 	Rows       int           `yaml:"rows" default:"100000" doc:"most rows of one result; a longer one is cut and says so"`

@@ -61,8 +61,8 @@ func runReplay(ctx context.Context, e *env, args []string) error {
 			fmt.Fprintf(e.stdout, "at %s: %d rows read, %d acknowledged\n", time.UnixMilli(s.Now).UTC().Format(time.DateTime), s.Read, s.Acked)
 		},
 	})
-	fmt.Fprintf(e.stdout, "%d rows of %s read, %d sent, %d acknowledged, %d refused by the door, %d no readings, %d vehicles, in %s\n",
-		sum.Read, plural(sum.Files, "file"), sum.Sent, sum.Acked, sum.Refused, sum.Bad, sum.Vehicles, sum.Elapsed.Round(time.Millisecond))
+	fmt.Fprintf(e.stdout, "%d rows of %s read, %d sent, %d acknowledged, %d refused by the door, %d no readings, %s, in %s\n",
+		sum.Read, plural(sum.Files, "file"), sum.Sent, sum.Acked, sum.Refused, sum.Bad, plural(int(sum.Vehicles), "vehicle"), sum.Elapsed.Round(time.Millisecond))
 	for _, p := range sum.Problems {
 		fmt.Fprintln(e.stdout, " ", p)
 	}

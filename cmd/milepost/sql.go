@@ -110,7 +110,7 @@ func writeTable(w io.Writer, from io.Reader) error {
 	if res.Truncated {
 		more = ", cut at the row limit: add LIMIT or aggregate"
 	}
-	_, err := fmt.Fprintf(w, "(%d rows, %.0f ms%s)\n", len(res.Rows), res.Elapsed, more)
+	_, err := fmt.Fprintf(w, "(%s, %.0f ms%s)\n", plural(len(res.Rows), "row"), res.Elapsed, more)
 	return err
 }
 

@@ -49,40 +49,40 @@ const LateAfter = 15 * time.Minute
 
 // A Spec is a rule as people write it.
 type Spec struct {
-	Name     string `yaml:"name"`               // letters, digits, _ and -; keys the rule's state, so renaming forgets it
-	Kind     Kind   `yaml:"kind,omitempty"`     // default condition
-	Severity string `yaml:"severity,omitempty"` // info, warning or critical; default warning
-	Summary  string `yaml:"summary,omitempty"`  // a sentence with {vehicle} {rule} {signal} {value} {peak} {limit} {unit} {for}
-	Unit     string `yaml:"unit,omitempty"`     // of value and limit in the summary; default the first signal's
+	Name     string `yaml:"name" doc:"letters, digits, _ and -; keys the rule's state, so renaming forgets it"`
+	Kind     Kind   `yaml:"kind,omitempty" doc:"condition (default) or offline"`
+	Severity string `yaml:"severity,omitempty" doc:"info, warning or critical; default warning"`
+	Summary  string `yaml:"summary,omitempty" doc:"the sentence people read, with {vehicle} {rule} {signal} {value} {peak} {limit} {unit} {for}; default: made of the condition"`
+	Unit     string `yaml:"unit,omitempty" doc:"unit of value and limit in the summary; default the first signal's"`
 
-	When string        `yaml:"when,omitempty"` // CEL over signals, status and params: speed > limit
-	For  time.Duration `yaml:"for,omitempty"`  // how long it must hold; 0 fires at the first reading
+	When string        `yaml:"when,omitempty" doc:"condition in CEL over signals, status and params: speed > limit"`
+	For  time.Duration `yaml:"for,omitempty" doc:"how long the condition must hold; 0 fires at the first reading"`
 
 	// Clear ends the alert: a condition, or "below N" or "above N" of the first signal. Default: When is false. Keep some
 	// distance to When, or a value at the threshold flaps.
-	Clear    string        `yaml:"clear,omitempty"`
-	ClearFor time.Duration `yaml:"clear_for,omitempty"` // how long Clear must hold; default 0
+	Clear    string        `yaml:"clear,omitempty" doc:"ends the alert: a condition, or \"below N\", \"above N\" of the first signal; default: when is false"`
+	ClearFor time.Duration `yaml:"clear_for,omitempty" doc:"how long clear must hold; default 0"`
 
-	Params    map[string]float64 `yaml:"params,omitempty"`    // named thresholds for When and Clear
-	Overrides []Override         `yaml:"overrides,omitempty"` // per vehicle; of several that match, globs first, each in order
-	Disabled  bool               `yaml:"disabled,omitempty"`  // for every vehicle that no override enables
+	Params    map[string]float64 `yaml:"params,omitempty" doc:"named thresholds for when and clear"`
+	Overrides []Override         `yaml:"overrides,omitempty" doc:"per vehicle; of several that match, globs first, each in order"`
+	Disabled  bool               `yaml:"disabled,omitempty" doc:"off for every vehicle that no override enables"`
 
-	Silence time.Duration `yaml:"silence,omitempty"` // kind offline: how long without data; default 10m
+	Silence time.Duration `yaml:"silence,omitempty" doc:"kind offline: how long without data; default 10m"`
 
 	// Gap is the longest pause between two readings over which the condition is believed to have held. Default 60s, or half
 	// of For if that is more, so that a rule over minutes works with devices that send every few minutes.
-	Gap    time.Duration `yaml:"gap,omitempty"`
-	MaxAge time.Duration `yaml:"max_age,omitempty"` // after this a signal's value is unknown; default 15m
-	Reopen time.Duration `yaml:"reopen,omitempty"`  // true again so soon after the end: the same incident; default 10m, negative never
+	Gap    time.Duration `yaml:"gap,omitempty" doc:"longest pause between two readings over which the condition is believed to have held; default 60s, or half of for if that is more"`
+	MaxAge time.Duration `yaml:"max_age,omitempty" doc:"after this a signal's value is unknown; default 15m"`
+	Reopen time.Duration `yaml:"reopen,omitempty" doc:"true again so soon after the end: the same incident; default 10m, negative never"`
 }
 
 // An Override changes a rule for some vehicles.
 type Override struct {
-	Vehicle  string             `yaml:"vehicle"`            // an exact ID, or a glob: reefer-*
-	Params   map[string]float64 `yaml:"params,omitempty"`   // replace the rule's, name by name
-	Disabled *bool              `yaml:"disabled,omitempty"` // false enables again what a wider override disabled
-	For      *time.Duration     `yaml:"for,omitempty"`
-	Silence  *time.Duration     `yaml:"silence,omitempty"`
+	Vehicle  string             `yaml:"vehicle" doc:"an exact ID, or a glob: reefer-*"`
+	Params   map[string]float64 `yaml:"params,omitempty" doc:"replace the rule's, name by name"`
+	Disabled *bool              `yaml:"disabled,omitempty" doc:"false enables again what a wider override disabled"`
+	For      *time.Duration     `yaml:"for,omitempty" doc:"replaces for"`
+	Silence  *time.Duration     `yaml:"silence,omitempty" doc:"replaces silence"`
 }
 
 // A Phase is where one rule is with one vehicle.

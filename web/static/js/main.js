@@ -130,7 +130,7 @@ class App {
 			badge.setAttribute('aria-label', `${a.unacked} not acknowledged`);
 			badge.dataset.severity = a.critical ? 'critical' : a.warning ? 'warning' : 'info';
 			const now = new Set(a.firing.filter((x) => x.severity === 'critical').map((x) => x.id));
-			if (critical) for (const x of a.firing) if (now.has(x.id) && !critical.has(x.id)) toast(`${x.vehicle_id}: ${x.summary}`, 'critical');
+			if (critical) for (const x of a.firing) if (now.has(x.id) && !critical.has(x.id)) toast(x.summary.includes(x.vehicle_id) ? x.summary : `${x.vehicle_id}: ${x.summary}`, 'critical');
 			critical = now;
 		});
 	}
