@@ -145,7 +145,7 @@ func openDir(cfg Config) (*Store, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, cache: newIndexCache(cfg.CacheBytes), keys: newKeyCache(), stop: make(chan struct{}), logs: map[string]*Log{}}
+	s := &Store{cfg: cfg, cache: newIndexCache(cfg.CacheBytes), stop: make(chan struct{}), logs: map[string]*Log{}}
 	if err := vfs.MakeDir(cfg.FS, cfg.FS.PathJoin(cfg.Dir, streamsDir)); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
