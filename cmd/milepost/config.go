@@ -237,6 +237,9 @@ func (c *Config) Validate() error {
 	default:
 		check(false, "log.level is %q: write debug, info, warn or error", c.Log.Level)
 	}
+	for _, key := range c.secretsHidden() {
+		check(false, "%s is %q, which check prints in place of a secret: write the secret", key, hidden)
+	}
 	if _, err := c.Rules.specs(); err != nil {
 		errs = append(errs, err)
 	}
