@@ -271,6 +271,9 @@ func (c *Config) Validate() error {
 	for i, k := range c.Kinesis.AccessKeys {
 		check(k.ID != "" && k.Secret != "", "kinesis.access_keys[%d] needs id and secret", i)
 	}
+	for _, key := range c.secretsHidden() {
+		check(false, "%s is %q, which check prints in place of a secret: write the secret", key, hidden)
+	}
 	if _, err := c.Rules.specs(); err != nil {
 		errs = append(errs, err)
 	}
