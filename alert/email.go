@@ -90,8 +90,10 @@ func newEmail(c Email) (*emailSink, error) {
 	return s, nil
 }
 
+// Name is the name that the configuration gives.
 func (s *emailSink) Name() string { return s.Email.Name }
 
+// Send hands one message to the mail server, on a connection of its own.
 func (s *emailSink) Send(ctx context.Context, n Notification) error {
 	opts := s.opts
 	if d, ok := ctx.Deadline(); ok {
@@ -240,8 +242,10 @@ func (s *emailSink) html(n Notification) string {
 // A logSink writes notifications to the program's log.
 type logSink struct{ log *slog.Logger }
 
+// Name is fixed: there is one log.
 func (s *logSink) Name() string { return "log" }
 
+// Send logs every transition as Info: an alert is about a vehicle, not about this program.
 func (s *logSink) Send(ctx context.Context, n Notification) error {
 	a := &n.Alert
 	s.log.InfoContext(ctx, "alert", "transition", n.Transition, "rule", a.Rule, "vehicle", a.Vehicle, "severity", a.Severity,

@@ -86,8 +86,10 @@ func readCA(file string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
+// Name is the name that the configuration gives.
 func (s *webhookSink) Name() string { return s.name }
 
+// Send posts the notification as JSON, signed if there is a secret. Its ID lets the receiver recognize a second delivery.
 func (s *webhookSink) Send(ctx context.Context, n Notification) error {
 	body, err := json.Marshal(n)
 	if err != nil {
@@ -113,8 +115,9 @@ func (s *webhookSink) Send(ctx context.Context, n Notification) error {
 		}
 		return fmt.Errorf("post: %w", err)
 	}
-	defer resp.Body.Close()
-	answer, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10)) // only for the message, and so that the connection can be used again
+	defer resp.Body.Close() //nolint:errcheck // only read
+	// Only for the message, and so that the connection can be used again.
+	answer, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
 	return judgeResponse(resp, answer, time.Now())
 }
 

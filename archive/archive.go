@@ -92,7 +92,7 @@ func setDefault[T comparable](p *T, v T) {
 	}
 }
 
-// ErrClosed: the archive is closed.
+// ErrClosed says that the archive is closed.
 var ErrClosed = errors.New("archive is closed")
 
 // An Archive is safe for concurrent use, except that a Lane belongs to one goroutine.

@@ -413,7 +413,7 @@ func (a *Archive) expire(ctx context.Context, now time.Time) error {
 	}
 	a.retire(old, nil)
 	a.met.expired.Add(float64(len(old)))
-	a.cfg.Log.Info("archive retention removed objects", "objects", len(old), "from", old[0].Date, "to", old[len(old)-1].Date)
+	a.cfg.Log.InfoContext(ctx, "archive retention removed objects", "objects", len(old), "from", old[0].Date, "to", old[len(old)-1].Date)
 	signal(a.wake)
 	return nil
 }

@@ -93,9 +93,12 @@ func (v *madeUp) drive(ms int64, rng *rand.Rand) *telemetry.Reading {
 		v.r.Status = "idle"
 	}
 	v.signals = [6]telemetry.Signal{
-		{ID: telemetry.Speed, Value: round(v.speed, 10)}, {ID: telemetry.Heading, Value: math.Round(v.heading)},
-		{ID: telemetry.Fuel, Value: round(v.fuel, 10)}, {ID: telemetry.EngineTemp, Value: round(v.temp, 10)},
-		{ID: telemetry.FuelPressure, Value: math.Round(44 + rng.NormFloat64())}, {ID: telemetry.CargoTemp, Value: round(4+rng.NormFloat64()/4, 10)},
+		{ID: telemetry.Speed, Value: round(v.speed, 10)},
+		{ID: telemetry.Heading, Value: math.Round(v.heading)},
+		{ID: telemetry.Fuel, Value: round(v.fuel, 10)},
+		{ID: telemetry.EngineTemp, Value: round(v.temp, 10)},
+		{ID: telemetry.FuelPressure, Value: math.Round(44 + rng.NormFloat64())},
+		{ID: telemetry.CargoTemp, Value: round(4+rng.NormFloat64()/4, 10)},
 	}
 	v.r.Signals = v.signals[:]
 	return &v.r

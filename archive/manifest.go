@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/state"
 	"github.com/milepost/milepost/stream"
 )
@@ -116,11 +117,7 @@ func byDayAndName(a, b *File) int {
 // recover loads the manifest and makes the directory agree with it.
 func (a *Archive) recover(ctx context.Context) error {
 	fs := a.cfg.FS
-	if err := fs.MkdirAll(a.root, 0o755); err != nil {
-		return err
-	}
-	// An earlier start may have made them and crashed before they were durable: what exists is no proof.
-	if err := a.syncDirs(a.root, a.cfg.Dir, fs.PathDir(a.cfg.Dir)); err != nil {
+	if err := vfs.MakeDir(fs, a.root); err != nil {
 		return err
 	}
 	files := map[string]*File{}
@@ -154,7 +151,7 @@ func (a *Archive) recover(ctx context.Context) error {
 	}
 	for name, f := range files {
 		if f.path = found[name]; f.path == "" {
-			a.cfg.Log.Error("archive object is missing: its rows cannot be queried; restore it from a backup and restart",
+			a.cfg.Log.ErrorContext(ctx, "archive object is missing: its rows cannot be queried; restore it from a backup and restart",
 				"object", name, "rows", f.Rows)
 			a.missing = append(a.missing, f)
 			continue

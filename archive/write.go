@@ -178,7 +178,7 @@ func (f *flat) object(d dayRows) *File {
 type writer struct {
 	s    *schema
 	cat  *telemetry.Catalog
-	w    *parquet.Writer
+	w    *parquet.GenericWriter[any] // of columns: rows never pass through it
 	buf  *bufio.Writer
 	vals []parquet.Value
 }
@@ -193,7 +193,7 @@ func (w *writer) create(fs vfs.FS, path string) (vfs.File, error) {
 	}
 	if w.w == nil {
 		w.buf = bufio.NewWriterSize(f, 256<<10)
-		w.w = parquet.NewWriter(w.buf, w.s.options()...)
+		w.w = parquet.NewGenericWriter[any](w.buf, w.s.options()...)
 	} else {
 		w.buf.Reset(f)
 		w.w.Reset(w.buf)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sort"
@@ -68,11 +69,11 @@ type shelf struct {
 
 func (s *shelf) Add(_ context.Context, pos stream.Position, r *telemetry.Reading) error {
 	if pos > s.done {
-		row := fmt.Sprintf("%s@%d %s", r.Vehicle, r.Time, r.Status)
+		row := fmt.Appendf(nil, "%s@%d %s", r.Vehicle, r.Time, r.Status)
 		for _, x := range r.Signals {
-			row += fmt.Sprintf(" %s=%v", s.cat.Def(x.ID).Name, x.Value)
+			row = fmt.Appendf(row, " %s=%v", s.cat.Def(x.ID).Name, x.Value)
 		}
-		s.next[pos] = row
+		s.next[pos] = string(row)
 	}
 	return nil
 }
@@ -82,9 +83,7 @@ func (s *shelf) Advance(pos stream.Position) {
 		return
 	}
 	s.done = pos
-	for p, row := range s.next {
-		s.rows[p] = row
-	}
+	maps.Copy(s.rows, s.next)
 	clear(s.next)
 }
 
@@ -132,7 +131,7 @@ func (w *world) open() {
 	if w.at, err = w.store.Checkpoint(w.t.Context(), FuncName, "s", 0); err != nil {
 		w.t.Fatal(err)
 	}
-	w.lane = w.fleet.Lane("s", 0).(*lane)
+	w.lane = w.fleet.Lane("s", 0).(*lane) //nolint:errcheck // a Fleet makes no others
 }
 
 // fold folds the next n records of the tape that follow what was folded.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/milepost/milepost/ingest/kinesisapi/kpl"
 	"github.com/milepost/milepost/state"
 	"github.com/milepost/milepost/stream"
 	"github.com/milepost/milepost/telemetry"
@@ -79,6 +80,20 @@ func (f *Fleet) Rebuild(ctx context.Context, shard stream.ShardID, after stream.
 	if err != nil || upTo <= after {
 		return 0, err
 	}
+	if o, ok := f.cfg.Source.(interface {
+		Oldest(ctx context.Context, shard stream.ShardID) (stream.Position, error)
+	}); ok {
+		oldest, err := o.Oldest(ctx, shard)
+		if err != nil {
+			return 0, err
+		}
+		if oldest > after {
+			f.cfg.Log.Error("readings left the log before they were archived: lengthen stream.retention", "shard", string(shard), "after", string(after), "oldest", string(oldest))
+		}
+		if oldest >= upTo {
+			return 0, nil
+		}
+	}
 	dropped, err := f.droppedBetween(ctx, shard, after, upTo)
 	if err != nil {
 		return 0, err
@@ -93,7 +108,6 @@ func (f *Fleet) Rebuild(ctx context.Context, shard stream.ShardID, after stream.
 		return 0, err
 	}
 	d := telemetry.NewDecoder(f.cfg.Catalog)
-	var r telemetry.Reading
 	n := 0
 	for last := after; last < upTo; {
 		recs, err := rd.Next(ctx, 4096)
@@ -104,21 +118,15 @@ func (f *Fleet) Rebuild(ctx context.Context, shard stream.ShardID, after stream.
 			return n, fmt.Errorf("rebuild live tail of %s: %w", shard, err)
 		}
 		for i := range recs {
-			if recs[i].Pos > upTo {
-				last = recs[i].Pos
+			last = clonePos(recs[i].Pos)
+			if last > upTo {
 				break
 			}
-			last = clonePos(recs[i].Pos)
-			if _, no := dropped[last]; no {
-				continue
+			added, err := f.rebuildRecord(ctx, d, &recs[i], to, dropped)
+			n += added
+			if err != nil {
+				return n, fmt.Errorf("rebuild live tail of %s at %s: %w", shard, last, err)
 			}
-			if err := decode(d, &recs[i], &r); err != nil {
-				return n, fmt.Errorf("rebuild live tail of %s at %s: fleet: bug: accepted once and refused now: %w", shard, last, err)
-			}
-			if err := to.Add(ctx, last, &r); err != nil {
-				return n, err
-			}
-			n++
 		}
 		to.Advance(min(last, upTo)) // lets a large rebuild flush on the way
 	}
@@ -126,11 +134,39 @@ func (f *Fleet) Rebuild(ctx context.Context, shard stream.ShardID, after stream.
 	return n, nil
 }
 
+// rebuildRecord adds what a record holds, less what was not accepted.
+func (f *Fleet) rebuildRecord(ctx context.Context, d *telemetry.Decoder, rec *stream.Record, to Rows, dropped map[stream.Position]struct{}) (int, error) {
+	var r telemetry.Reading
+	n := 0
+	add := func(rec *stream.Record, at stream.Position) error {
+		if _, no := dropped[at]; no {
+			return nil
+		}
+		if err := decode(d, rec, &r); err != nil {
+			return fmt.Errorf("fleet: bug: accepted once and refused now: %w", err)
+		}
+		n++
+		return to.Add(ctx, rec.Pos, &r)
+	}
+	subs, whole := kpl.Split(nil, rec.Data)
+	if !whole {
+		err := add(rec, rec.Pos)
+		return n, err
+	}
+	for i := range subs {
+		sub := stream.Record{Key: subs[i].Key, Data: subs[i].Data, Pos: rec.Pos, Time: rec.Time}
+		if err := add(&sub, subPosition(rec.Pos, i)); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
 func (f *Fleet) droppedBetween(ctx context.Context, shard stream.ShardID, after, upTo stream.Position) (map[stream.Position]struct{}, error) {
 	dropped := map[stream.Position]struct{}{}
 	err := f.cfg.Store.View(ctx, func(r state.Reader) error {
 		from := droppedKey(nil, shard, after)
-		to := append(droppedKey(nil, shard, upTo), 0)
+		to := append(droppedKey(nil, shard, upTo), 0xff)
 		return r.Scan(from, to, func(_, v []byte) error {
 			return decodeDropped(v, func(p stream.Position) {
 				if p > after {

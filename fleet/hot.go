@@ -123,16 +123,14 @@ func decodeVehicle(id string, b []byte, cat *telemetry.Catalog, set *rule.Set) (
 }
 
 // set stores a signal's value if it is not older than the one it has.
-func (v *vehicle) set(id telemetry.SignalID, value float64, at int64) bool {
+func (v *vehicle) set(id telemetry.SignalID, value float64, at int64) {
 	for int(id) >= len(v.values.T) {
 		v.values.T = append(v.values.T, 0)
 		v.values.V = append(v.values.V, 0)
 	}
-	if at < v.values.T[id] {
-		return false
+	if at >= v.values.T[id] {
+		v.values.T[id], v.values.V[id] = at, value
 	}
-	v.values.T[id], v.values.V[id] = at, value
-	return true
 }
 
 // refreshFiring derives from the rule states which rules fire and how bad the worst is.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/milepost/milepost/alert"
+	"github.com/milepost/milepost/ingest/kinesisapi/kpl"
 	"github.com/milepost/milepost/process"
 	"github.com/milepost/milepost/process/rule"
 	"github.com/milepost/milepost/state"
@@ -39,6 +40,7 @@ type lane struct {
 	rejects []stream.DeadLetter
 	found   []finding
 	trans   []rule.Transition
+	subs    []kpl.Record
 	last    stream.Position // of the newest record folded
 	key     []byte
 	buf     []byte
@@ -78,15 +80,48 @@ func (l *lane) Fold(ctx context.Context, r state.Reader, recs []stream.Record) e
 	return nil
 }
 
+// fold folds a record, which is one reading, or several that the Kinesis Producer Library has put together.
 func (l *lane) fold(ctx context.Context, r state.Reader, rec *stream.Record) error {
+	subs, whole := kpl.Split(l.subs[:0], rec.Data)
+	if !whole {
+		return l.foldOne(ctx, r, rec, -1)
+	}
+	l.subs = subs
+	for i := range subs {
+		sub := stream.Record{Key: subs[i].Key, Data: subs[i].Data, Pos: rec.Pos, Time: rec.Time}
+		if err := l.foldOne(ctx, r, &sub, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// subPosition names a reading inside a record: it orders after the record's position and before the next record's.
+func subPosition(pos stream.Position, i int) stream.Position {
+	return stream.Position(fmt.Sprintf("%s/%06d", pos, i))
+}
+
+// drop notes that a reading was not accepted, and returns what names it. sub is its place inside the record, or -1.
+func (l *lane) drop(rec *stream.Record, sub int) stream.Position {
+	at := rec.Pos
+	if sub >= 0 {
+		at = subPosition(at, sub)
+	}
+	at = clonePos(at)
+	l.dropped = append(l.dropped, at)
+	return at
+}
+
+// foldOne folds one reading: a record, or the sub-th inside one.
+func (l *lane) foldOne(ctx context.Context, r state.Reader, rec *stream.Record, sub int) error {
 	rd := &l.reading
 	if err := decode(l.decoder, rec, rd); err != nil {
-		l.reject(rec, err)
+		l.reject(rec, sub, err)
 		return nil
 	}
 	if rd.Vehicle != rec.Key && !l.ours.Contains(stream.KeyHash(rd.Vehicle)) {
 		// Two lanes would write one vehicle. The doors key by vehicle; whoever appends to the stream himself must too.
-		l.reject(rec, fmt.Errorf("vehicle %q came with partition key %q, which lies in another shard: use the vehicle id as the partition key", rd.Vehicle, rec.Key))
+		l.reject(rec, sub, fmt.Errorf("vehicle %q came with partition key %q, which lies in another shard: use the vehicle id as the partition key", rd.Vehicle, rec.Key))
 		return nil
 	}
 	v, err := l.vehicle(r, rd.Vehicle)
@@ -103,7 +138,7 @@ func (l *lane) fold(ctx context.Context, r state.Reader, rec *stream.Record) err
 	}
 	if dup {
 		l.counts.duplicates++
-		l.dropped = append(l.dropped, clonePos(rec.Pos))
+		l.drop(rec, sub)
 		l.judge(v, rule.Input{Time: rd.Time, Arrival: rd.Arrival}) // it says nothing new, but the vehicle is heard from
 		return nil
 	}
@@ -136,10 +171,9 @@ func decode(d *telemetry.Decoder, rec *stream.Record, rd *telemetry.Reading) err
 
 // reject dead-letters a record that is no reading. The doors refuse such payloads at once; one can still come through a
 // door that takes any bytes.
-func (l *lane) reject(rec *stream.Record, err error) {
+func (l *lane) reject(rec *stream.Record, sub int, err error) {
 	l.counts.rejected++
-	pos := clonePos(rec.Pos)
-	l.dropped = append(l.dropped, pos)
+	pos := l.drop(rec, sub)
 	l.rejects = append(l.rejects, stream.DeadLetter{
 		ID: "fleet/" + string(l.shard) + "/" + string(pos), Reason: err.Error(), Source: "function fleet",
 		Key: strings.Clone(rec.Key), Stream: l.f.cfg.Stream, Shard: l.shard, Position: pos, At: rec.Time,
@@ -391,7 +425,7 @@ func (l *lane) Tick(_ context.Context, _ state.Reader, now, since time.Time) err
 	return nil
 }
 
-// Urgent: an alert waits to be sent.
+// Urgent says that an alert waits to be sent.
 func (l *lane) Urgent() bool { return len(l.found) > 0 }
 
 // Flush writes what changed since the last step.

@@ -92,7 +92,7 @@ func (b *batcher) next() (segment, error) {
 		size += more
 	}
 	seg.recs = b.kept
-	return seg, nil
+	return seg, nil //nolint:nilerr // what was read comes first; b.err is for the next call
 }
 
 // fill reads until it has records of the lane's own, others' have been skipped for long enough, or the deadline has passed.

@@ -196,6 +196,7 @@ type trackedReader struct {
 	err error
 }
 
+// Get is the Reader's.
 func (t *trackedReader) Get(key []byte) ([]byte, error) {
 	v, err := t.Reader.Get(key)
 	if err != nil && t.err == nil {
@@ -204,6 +205,7 @@ func (t *trackedReader) Get(key []byte) ([]byte, error) {
 	return v, err
 }
 
+// Scan is the Reader's; an error of each is not the store's.
 func (t *trackedReader) Scan(from, to []byte, each func(k, v []byte) error) error {
 	var own error
 	err := t.Reader.Scan(from, to, func(k, v []byte) error {

@@ -52,8 +52,10 @@ func (b *bench) open() {
 }
 
 func (b *bench) config() process.Config {
-	return process.Config{Log: b.log, StreamName: "readings", Store: b.store, DeadLetters: b.dead,
-		Logger: slog.New(slog.NewTextHandler(b.logs, nil))}
+	return process.Config{
+		Log: b.log, StreamName: "readings", Store: b.store, DeadLetters: b.dead,
+		Logger: slog.New(slog.NewTextHandler(b.logs, nil)),
+	}
 }
 
 // start starts a runner with what add adds.

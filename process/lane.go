@@ -218,21 +218,30 @@ func (t *trackedTx) note(err error) error {
 	return err
 }
 
+// Get is the Tx's, as are the others.
 func (t *trackedTx) Get(key []byte) ([]byte, error) {
 	v, err := t.Tx.Get(key)
 	return v, t.note(err)
 }
-func (t *trackedTx) Set(key, value []byte) error       { return t.note(t.Tx.Set(key, value)) }
-func (t *trackedTx) Delete(key []byte) error           { return t.note(t.Tx.Delete(key)) }
+
+// Set fails only when the store does.
+func (t *trackedTx) Set(key, value []byte) error { return t.note(t.Tx.Set(key, value)) }
+
+// Delete fails only when the store does.
+func (t *trackedTx) Delete(key []byte) error { return t.note(t.Tx.Delete(key)) }
+
+// DeleteRange fails only when the store does.
 func (t *trackedTx) DeleteRange(from, to []byte) error { return t.note(t.Tx.DeleteRange(from, to)) }
+
+// Scan fails when the store does or f: an error of f is not the store's.
 func (t *trackedTx) Scan(from, to []byte, f func(k, v []byte) error) error {
 	var own error
 	err := t.Tx.Scan(from, to, func(k, v []byte) error {
 		own = f(k, v)
 		return own
 	})
-	if err != nil && own == nil {
-		t.note(err)
+	if own == nil {
+		return t.note(err)
 	}
 	return err
 }

@@ -6,7 +6,7 @@ import (
 	"io"
 )
 
-// ErrBusy: too many queries run and wait already.
+// ErrBusy says that too many queries run and wait already.
 var ErrBusy = errors.New("too many queries at once: try again in a moment")
 
 // None is the Engine of a build without one: every query returns ErrNotBuilt.

@@ -52,5 +52,5 @@ type UserError struct{ Msg string }
 
 func (e *UserError) Error() string { return e.Msg }
 
-// ErrNotBuilt: this binary was built without an SQL engine.
+// ErrNotBuilt says that this binary was built without an SQL engine.
 var ErrNotBuilt = errors.New("SQL is not in this build: it needs cgo; build with CGO_ENABLED=1 and a C compiler")

@@ -63,11 +63,11 @@ func Run(ctx context.Context, cfg RunConfig) (RunStats, error) {
 	if err != nil {
 		return RunStats{}, err
 	}
-	defer out.Close()
+	defer out.Close() //nolint:errcheck // it has no error to tell; what is under way is in Stats.Open
 	fleet, begin := New(cfg.Fleet), time.Now()
 	if cfg.State != nil {
 		if err := fleet.Restore(cfg.State); err != nil {
-			cfg.Log.Warn("the fleet starts afresh", "err", err)
+			cfg.Log.WarnContext(ctx, "the fleet starts afresh", "err", err)
 		}
 	}
 	var behind atomic.Int64
@@ -81,7 +81,7 @@ func Run(ctx context.Context, cfg RunConfig) (RunStats, error) {
 		defer wg.Wait()
 		defer stop()
 	}
-	cfg.Log.Info("the fleet sets off", "vehicles", fleet.Len(), "interval", fleet.cfg.Interval, "address", cfg.Sender.Address)
+	cfg.Log.InfoContext(ctx, "the fleet sets off", "vehicles", fleet.Len(), "interval", fleet.cfg.Interval, "address", cfg.Sender.Address)
 	err = drive(ctx, fleet, out, cfg.Readings, &behind)
 	if ctx.Err() != nil {
 		err = nil // told to stop
@@ -101,7 +101,7 @@ func Run(ctx context.Context, cfg RunConfig) (RunStats, error) {
 		}
 	}
 	s := stats()
-	cfg.Log.Info("the fleet stops", "sent", s.Sent, "acknowledged", s.Acked, "refused", s.Refused, "open", s.Open())
+	cfg.Log.InfoContext(ctx, "the fleet stops", "sent", s.Sent, "acknowledged", s.Acked, "refused", s.Refused, "open", s.Open())
 	return s, err
 }
 

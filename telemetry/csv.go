@@ -413,6 +413,7 @@ func (c *CSV) time(row []string, r *Reading) error {
 		// An abbreviation that the zone does not know would be taken for UTC.
 		known := c.offset || t.Location() == c.zone || t.Location() == time.UTC
 		r.Time, ok = t.UnixMilli(), err == nil && known
+	default: // csvArrival has no column and has returned above
 	}
 	if !ok {
 		return c.wrong(c.times[0], strconv.Quote(text)+" is not a time: want "+c.want())

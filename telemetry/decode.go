@@ -23,9 +23,7 @@ func (e *DecodeError) Error() string {
 	return s + e.Msg
 }
 
-// ErrNoVehicle: neither the payload nor its channel names a vehicle.
-//
-//nolint:gochecknoglobals // a sentinel
+// ErrNoVehicle says that neither the payload nor its channel names a vehicle.
 var ErrNoVehicle error = &DecodeError{Field: "vehicle_id", Msg: "the payload names no vehicle: send vehicle_id, or publish to a topic that names one"}
 
 // A Decoder decodes readings. It may be used again and again, by one goroutine at a time.
@@ -434,6 +432,7 @@ func (p *object) finish() error {
 		return &DecodeError{Offset: p.latAt, Field: "lat", Msg: "latitude without longitude: send both or neither"}
 	case hasLon:
 		return &DecodeError{Offset: p.latAt, Field: "lon", Msg: "longitude without latitude: send both or neither"}
+	default: // both or neither
 	}
 	r.Lat, r.Lon = p.lat, p.lon
 	if p.has&hasLat == 0 {

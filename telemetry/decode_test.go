@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -34,8 +35,13 @@ func show(cat *Catalog, r *Reading) string {
 		flag Flags
 		name string
 	}{
-		{FlagNoPosition, "no position"}, {FlagPositionInvalid, "position invalid"}, {FlagTimeMissing, "time missing"}, {FlagLate, "late"},
-		{FlagImplausible, "implausible"}, {FlagSignalsDropped, "signals dropped"}, {FlagFieldsIgnored, "fields ignored"},
+		{FlagNoPosition, "no position"},
+		{FlagPositionInvalid, "position invalid"},
+		{FlagTimeMissing, "time missing"},
+		{FlagLate, "late"},
+		{FlagImplausible, "implausible"},
+		{FlagSignalsDropped, "signals dropped"},
+		{FlagFieldsIgnored, "fields ignored"},
 	} {
 		if r.Flags&f.flag != 0 {
 			fmt.Fprintf(&b, " (%s)", f.name)
@@ -207,12 +213,14 @@ func differ(data []byte, vehicle string) error {
 	fastCat, plainCat := NewCatalog(), NewCatalog()
 	fast, plain := Reading{Arrival: seedArrival, Vehicle: vehicle}, Reading{Arrival: seedArrival, Vehicle: vehicle}
 	fastErr, plainErr := NewDecoder(fastCat).JSON(data, &fast), plainJSON(plainCat, data, &plain)
-	if (fastErr == nil) != (plainErr == nil) {
-		return fmt.Errorf("fast says %v, plain says %v", fastErr, plainErr)
-	}
-	if fastErr != nil {
-		if e, ok := fastErr.(*DecodeError); !ok || e.Msg == "" || e.Offset < 0 || e.Offset > len(data) {
-			return fmt.Errorf("bad error %#v", fastErr)
+	switch {
+	case fastErr == nil && plainErr != nil:
+		return fmt.Errorf("fast takes what plain refuses: %w", plainErr)
+	case fastErr != nil && plainErr == nil:
+		return fmt.Errorf("fast refuses what plain takes: %w", fastErr)
+	case fastErr != nil:
+		if e, ok := errors.AsType[*DecodeError](fastErr); !ok || e.Msg == "" || e.Offset < 0 || e.Offset > len(data) {
+			return fmt.Errorf("bad error %T: %w", fastErr, fastErr)
 		}
 		return nil
 	}

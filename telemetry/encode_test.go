@@ -46,8 +46,10 @@ func TestAppendFloat(t *testing.T) {
 			}
 		}
 	}
-	for _, v := range []float64{0, math.Copysign(0, -1), 1, -1, 0.1, -0.1, 1e-6, 1e-7, 0.000001234, 40.7128, -74.006, 1e15, 9007199254.740992,
-		9007199254.740993, 1 << 53, 1e20, 1e21, math.MaxFloat64, math.SmallestNonzeroFloat64, math.Pi, 1.0 / 3} {
+	for _, v := range []float64{
+		0, math.Copysign(0, -1), 1, -1, 0.1, -0.1, 1e-6, 1e-7, 0.000001234, 40.7128, -74.006, 1e15, 9007199254.740992,
+		9007199254.740993, 1 << 53, 1e20, 1e21, math.MaxFloat64, math.SmallestNonzeroFloat64, math.Pi, 1.0 / 3,
+	} {
 		f(v)
 	}
 	rng := rand.New(rand.NewPCG(1, 2))

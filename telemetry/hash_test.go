@@ -1,7 +1,6 @@
 package telemetry
 
 import (
-	"fmt"
 	"slices"
 	"testing"
 )
@@ -79,7 +78,7 @@ func TestPayloadHashSpreads(t *testing.T) {
 	}
 	for b, n := range low {
 		if want := len(all) / 256; n < want*4/5 || n > want*6/5 {
-			t.Error(fmt.Sprintf("%d hashes end in %#x, want about %d", n, b, want))
+			t.Errorf("%d hashes end in %#x, want about %d", n, b, want)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -85,7 +86,7 @@ func FuzzSplit(f *testing.F) {
 			return true
 		}
 		if err := Split(body, check); err != nil {
-			if e, ok := err.(*DecodeError); !ok || e.Offset < last || e.Offset > len(body) {
+			if e, ok := errors.AsType[*DecodeError](err); !ok || e.Offset < last || e.Offset > len(body) {
 				// An element not followed by ',' is itself refused, so its offset may come before its end, never before the last.
 				t.Fatalf("%q: %#v", body, err)
 			}

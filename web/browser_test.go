@@ -1,9 +1,16 @@
 package web_test
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
+	"image"
+	"image/png"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/chromedp/cdproto/input"
@@ -58,6 +65,9 @@ func TestBrowserMap(t *testing.T) {
 	// It moves: the feed changes places, and what is drawn follows.
 	before := webtest.Eval[float64](t, b, `milepost.fleet.lat[milepost.fleet.index.get("T0101")]`)
 	b.Wait(t, fmt.Sprintf(`milepost.fleet.lat[milepost.fleet.index.get("T0101")] !== %v`, before))
+
+	drawn := webtest.Eval[int](t, b, `milepost.mapView.overlay.frames.drawn`)
+	b.Wait(t, fmt.Sprintf(`milepost.mapView.overlay.frames.drawn > %d`, drawn+2))
 
 	// Search, then choose and open without a mouse.
 	// Not b.Press: it sends the character even if the page takes the key.
@@ -334,4 +344,50 @@ func TestBrowserFocus(t *testing.T) {
 		}
 	}
 	clean(t, b)
+}
+
+// An operator's PMTiles archive, on another host, lies over the base map; the policy lets just that host in.
+func TestBrowserPMTiles(t *testing.T) {
+	var ranges atomic.Int64
+	archive := onePixelArchive(t)
+	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Range") != "" {
+			ranges.Add(1)
+		}
+		w.Header().Set("Access-Control-Allow-Origin", "*")
+		http.ServeContent(w, r, "tiles.pmtiles", testTime, bytes.NewReader(archive))
+	}))
+	defer other.Close()
+	s := serve(t, 5, func(c *web.Config) { c.PMTiles, c.TileBy = other.URL+"/tiles.pmtiles", `Ada & <b>friends</b>` })
+	b := webtest.Open(t, 900, 700, false)
+	b.Go(t, s.url+"/")
+	b.Wait(t, mapDrawn)
+	b.Wait(t, `milepost.mapView.map.gl.getSource("tiles").type === "raster" && milepost.mapView.map.gl.isSourceLoaded("tiles")`)
+	b.Wait(t, `document.querySelector(".maplibregl-ctrl-attrib").textContent.includes("Ada & <b>friends</b>")`)
+	if n := ranges.Load(); n < 2 {
+		t.Errorf("%d range requests, want one for the directory and one for the tile", n)
+	}
+	clean(t, b)
+}
+
+// onePixelArchive is a PMTiles v3 archive of one raster tile, the world in one colour.
+func onePixelArchive(t *testing.T) []byte {
+	t.Helper()
+	var tile bytes.Buffer
+	if err := png.Encode(&tile, image.NewGray(image.Rect(0, 0, 256, 256))); err != nil {
+		t.Fatal(err)
+	}
+	dir := []byte{1, 0, 1}                              // one entry: tile 0, run of one
+	dir = binary.AppendUvarint(dir, uint64(tile.Len())) // its length
+	dir = append(dir, 1)                                // its offset + 1
+	head := make([]byte, 127)
+	copy(head, "PMTiles\x03")
+	put := func(at int, v int) { binary.LittleEndian.PutUint64(head[at:], uint64(v)) }
+	put(8, 127)
+	put(16, len(dir))
+	put(40, 127+len(dir))
+	put(56, 127+len(dir))
+	put(64, tile.Len())
+	head[97], head[98], head[99] = 1, 1, 2 // nothing is compressed; PNG
+	return append(append(head, dir...), tile.Bytes()...)
 }

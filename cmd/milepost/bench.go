@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -35,6 +36,7 @@ func benches() []bench {
 		{"log", "the log alone: records/s appended and read", benchLog},
 		{"batch", "HTTP batches end to end: durable, decoded, judged, in state, in Parquet", benchBatch},
 		{"mqtt", "MQTT QoS 1 and QoS 0, one packet a write", benchMQTT},
+		{"kinesis", "the Kinesis API: signed puts, reads, fan-out", benchKinesis},
 		{"latency", "publish to visible at a fixed rate", benchLatency},
 		{"recovery", "time to be ready after kill -9", benchRecovery},
 		{"queries", "SQL over a generated lake", benchQueries},
@@ -43,7 +45,6 @@ func benches() []bench {
 
 // benchRun is what one run of the benches shares.
 type benchRun struct {
-	out      io.Writer
 	progress io.Writer
 	dir      string
 	seconds  time.Duration
@@ -99,12 +100,12 @@ func runBench(ctx context.Context, e *env, args []string) error {
 		known = append(known, x.name)
 	}
 	for _, n := range names {
-		if !contains(known, n) {
+		if !slices.Contains(known, n) {
 			return usagef("no bench %q; there are %s", n, strings.Join(known, ", "))
 		}
 	}
 	for _, x := range benches() {
-		if len(names) > 0 && !contains(names, x.name) {
+		if len(names) > 0 && !slices.Contains(names, x.name) {
 			continue
 		}
 		fmt.Fprintf(b.progress, "%s: %s\n", x.name, x.help)
@@ -143,15 +144,6 @@ func runBench(ctx context.Context, e *env, args []string) error {
 	return t.Flush()
 }
 
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
-}
-
 func cpuName() string {
 	b, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
@@ -183,7 +175,7 @@ func (b *benchRun) benchConfig(name string) (path, httpAddr, mqttAddr string, er
 		return "", "", "", err
 	}
 	c.Data = filepath.Join(dir, "data")
-	c.HTTP.Listen, c.MQTT.Listen, c.HTTP.Pprof = httpAddr, mqttAddr, true
+	c.HTTP.Listen, c.MQTT.Listen, c.Kinesis.Listen, c.HTTP.Pprof = httpAddr, mqttAddr, "", true
 	c.Archive.FlushAge = conf.Duration(time.Second)
 	c.Limits.Rate = 0
 	c.Log.Level = "warn"

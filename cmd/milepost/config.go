@@ -23,6 +23,7 @@ type Config struct {
 	Data    string                  `yaml:"data" doc:"directory of everything durable: log, state, Parquet. Default: the user's cache directory"`
 	HTTP    HTTPConfig              `yaml:"http" doc:"the HTTP door, the API and the dashboard"`
 	MQTT    MQTTConfig              `yaml:"mqtt" doc:"the MQTT door"`
+	Kinesis KinesisConfig           `yaml:"kinesis" doc:"the Amazon Kinesis API; see docs/kinesis.md"`
 	Limits  LimitsConfig            `yaml:"limits" doc:"what one device, one message and all together may take; beyond it they are asked to wait"`
 	Stream  StreamConfig            `yaml:"stream" doc:"the log of readings"`
 	Archive ArchiveConfig           `yaml:"archive" doc:"Parquet"`
@@ -56,6 +57,32 @@ type TLSConfig struct {
 	Listen string `yaml:"listen" default:"127.0.0.1:8883" doc:"address; used only with a certificate"`
 	Cert   string `yaml:"cert" doc:"PEM file with the certificate chain"`
 	Key    string `yaml:"key" doc:"PEM file with the private key"`
+}
+
+// KinesisConfig is the Kinesis door.
+type KinesisConfig struct {
+	Listen     string        `yaml:"listen" default:"127.0.0.1:4567" doc:"address; empty: none. Without access keys only loopback is served"`
+	TLS        KinesisTLS    `yaml:"tls" doc:"the same over TLS and HTTP/2, when a certificate is given"`
+	Region     string        `yaml:"region" default:"us-east-1" doc:"region in ARNs; any region of a signature is taken"`
+	Account    string        `yaml:"account" default:"\"000000000000\"" doc:"account in ARNs, twelve digits"`
+	AccessKeys []KinesisKey  `yaml:"access_keys" doc:"keys whose signatures are taken; none: requests need no signature"`
+	Throttle   string        `yaml:"throttle" default:"\"off\"" doc:"off, or aws: refuse what AWS would refuse, to rehearse its limits"`
+	Transition conf.Duration `yaml:"transition" default:"500ms" doc:"how long CREATING, UPDATING and DELETING last; 0s: no time"`
+	Consumers  int           `yaml:"consumers_per_stream" default:"20" doc:"enhanced fan-out consumers of one stream, up to 50"`
+}
+
+// KinesisTLS is the Kinesis door's listener with a certificate.
+type KinesisTLS struct {
+	Listen string `yaml:"listen" default:"127.0.0.1:4568" doc:"address; used only with a certificate"`
+	Cert   string `yaml:"cert" doc:"PEM file with the certificate chain"`
+	Key    string `yaml:"key" doc:"PEM file with the private key"`
+}
+
+// KinesisKey is an access key and what it may do.
+type KinesisKey struct {
+	ID     string `yaml:"id" doc:"access key id"`
+	Secret string `yaml:"secret" doc:"secret access key"`
+	Policy string `yaml:"policy" doc:"IAM policy document in JSON, or @FILE with one; empty: everything is allowed"`
 }
 
 // LimitsConfig bounds admission.
@@ -223,7 +250,7 @@ func (c *Config) Validate() error {
 	check(c.Limits.Body >= c.Limits.Message, "limits.body is smaller than limits.message")
 	check(c.Limits.InFlight >= c.Limits.Body, "limits.in_flight is smaller than limits.body, so that a full body could never be stored")
 	check((c.MQTT.TLS.Cert == "") == (c.MQTT.TLS.Key == ""), "mqtt.tls needs both cert and key")
-	for _, a := range []struct{ key, addr string }{{"http.listen", c.HTTP.Listen}, {"mqtt.listen", c.MQTT.Listen}, {"mqtt.tls.listen", c.MQTT.TLS.Listen}} {
+	for _, a := range []struct{ key, addr string }{{"http.listen", c.HTTP.Listen}, {"mqtt.listen", c.MQTT.Listen}, {"mqtt.tls.listen", c.MQTT.TLS.Listen}, {"kinesis.listen", c.Kinesis.Listen}, {"kinesis.tls.listen", c.Kinesis.TLS.Listen}} {
 		if a.addr != "" {
 			_, _, err := net.SplitHostPort(a.addr)
 			check(err == nil, "%s is %q: write host:port, for instance 127.0.0.1:8080", a.key, a.addr)
@@ -236,6 +263,13 @@ func (c *Config) Validate() error {
 	case "debug", "info", "warn", "error":
 	default:
 		check(false, "log.level is %q: write debug, info, warn or error", c.Log.Level)
+	}
+	check((c.Kinesis.TLS.Cert == "") == (c.Kinesis.TLS.Key == ""), "kinesis.tls needs both cert and key")
+	check(c.Kinesis.Throttle == "off" || c.Kinesis.Throttle == "aws", "kinesis.throttle is %q: write off or aws", c.Kinesis.Throttle)
+	check(len(c.Kinesis.Account) == 12 && strings.Trim(c.Kinesis.Account, "0123456789") == "", "kinesis.account is %q: write twelve digits, in quotes", c.Kinesis.Account)
+	check(c.Kinesis.Consumers >= 1 && c.Kinesis.Consumers <= 50, "kinesis.consumers_per_stream is %d: write 1 to 50", c.Kinesis.Consumers)
+	for i, k := range c.Kinesis.AccessKeys {
+		check(k.ID != "" && k.Secret != "", "kinesis.access_keys[%d] needs id and secret", i)
 	}
 	if _, err := c.Rules.specs(); err != nil {
 		errs = append(errs, err)

@@ -39,19 +39,20 @@ func runDemo(ctx context.Context, e *env, args []string) error {
 	cfg.Data = *data
 	cfg.HTTP.Listen = orFree(ctx, *listen)
 	cfg.MQTT.Listen = orFree(ctx, cfg.MQTT.Listen)
+	cfg.Kinesis.Listen = orFree(ctx, cfg.Kinesis.Listen)
 	cfg.Log.Level = "warn"
 	log := newLogger(e.stderr, cfg.Log)
 	s, err := openServer(ctx, cfg, vfs.Disk, log)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(e.stdout, "\n  Milepost is running with %d simulated vehicles.\n\n  Open  http://%s\n\n  MQTT on %s, data in %s. Ctrl-C drains and stops; the next start goes on from here.\n\n",
-		*vehicles, s.listener.Addr(), cfg.MQTT.Listen, cfg.Data)
+	fmt.Fprintf(e.stdout, "\n  Milepost is running with %d simulated vehicles.\n\n  Open  http://%s\n\n  MQTT on %s, Kinesis on http://%s, data in %s. Ctrl-C drains and stops; the next start goes on from here.\n\n",
+		*vehicles, s.listener.Addr(), cfg.MQTT.Listen, cfg.Kinesis.Listen, cfg.Data)
 	driving, brake := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { // waited for below: the fleet stops before the server drains
-		if err := simulate(driving, cfg.MQTT.Listen, *vehicles, *seed, *every, log); err != nil && driving.Err() == nil {
-			log.Error("simulate", "error", err)
+		if err := simulate(driving, cfg.MQTT.Listen, filepath.Join(cfg.Data, "demo-fleet"), *vehicles, *seed, *every, log); err != nil && driving.Err() == nil {
+			log.ErrorContext(ctx, "simulate", "error", err)
 		}
 	})
 	select {

@@ -149,7 +149,6 @@ func freeAddr(t *testing.T) string {
 // not acknowledged. Its speed is over the limit for one minute of event time, once.
 type device struct {
 	id    string
-	next  int // number of the next reading not acknowledged
 	acked int
 }
 
@@ -195,7 +194,7 @@ func TestKill(t *testing.T) {
 	dir := t.TempDir()
 	httpAddr, mqttAddr := freeAddr(t), freeAddr(t)
 	config := filepath.Join(dir, "milepost.yaml")
-	yaml := fmt.Sprintf("data: %s\nhttp:\n  listen: %s\nmqtt:\n  listen: %s\narchive:\n  flush_age: 1s\nstream:\n  segment: 1MiB\n  reserve: 0\nsql:\n  rows: 10000000\nlimits:\n  rate_per_device: 0\nalerts:\n  webhooks:\n  - name: test\n    url: %s\n    secret: sixteen-bytes-or-more\n",
+	yaml := fmt.Sprintf("data: %s\nhttp:\n  listen: %s\nmqtt:\n  listen: %s\nkinesis:\n  listen: \"\"\narchive:\n  flush_age: 1s\nstream:\n  segment: 1MiB\n  reserve: 0\nsql:\n  rows: 10000000\nlimits:\n  rate_per_device: 0\nalerts:\n  webhooks:\n  - name: test\n    url: %s\n    secret: sixteen-bytes-or-more\n",
 		filepath.Join(dir, "data"), httpAddr, mqttAddr, hook.URL)
 	if err := os.WriteFile(config, []byte(yaml), 0o600); err != nil {
 		t.Fatal(err)

@@ -37,14 +37,14 @@ func (l letterRef) String() string { return string(l.shard) + "." + string(l.pos
 func (b *letterBox) follow(ctx context.Context) {
 	shards, err := b.log.Shards(ctx)
 	if err != nil {
-		b.logger.Warn("list dead letters", "error", err)
+		b.logger.WarnContext(ctx, "list dead letters", "error", err)
 		return
 	}
 	var wg sync.WaitGroup
 	for _, sh := range shards {
 		wg.Go(func() { // waited for below
 			if err := b.followShard(ctx, sh.ID); err != nil && ctx.Err() == nil {
-				b.logger.Warn("follow dead letters", "shard", string(sh.ID), "error", err)
+				b.logger.WarnContext(ctx, "follow dead letters", "shard", string(sh.ID), "error", err)
 			}
 		})
 	}

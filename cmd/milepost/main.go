@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	_ "time/tzdata" // --zone works on machines without a zone database
 
 	"github.com/milepost/milepost/internal/conf"
 )

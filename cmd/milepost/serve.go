@@ -31,7 +31,7 @@ func runServe(ctx context.Context, e *env, args []string) error {
 	if err != nil {
 		return err
 	}
-	log.Info("serving", "http", s.listener.Addr().String(), "mqtt", cfg.MQTT.Listen, "data", cfg.Data)
+	log.InfoContext(ctx, "serving", "http", s.listener.Addr().String(), "mqtt", cfg.MQTT.Listen, "kinesis", cfg.Kinesis.Listen, "data", cfg.Data)
 	return s.run(ctx)
 }
 
@@ -87,6 +87,10 @@ func runCheck(_ context.Context, e *env, args []string) error {
 	row("mqtt", "%s", orNone(cfg.MQTT.Listen))
 	if cfg.MQTT.TLS.Cert != "" {
 		row("mqtt over TLS", "%s", cfg.MQTT.TLS.Listen)
+	}
+	row("kinesis", "%s", orNone(cfg.Kinesis.Listen))
+	if _, err := cfg.Kinesis.keys(); err != nil {
+		return &usageError{err}
 	}
 	row("stream", "%d shards at creation, kept %s", cfg.Stream.Shards, cfg.Stream.Retention)
 	kept := "for ever"
@@ -145,6 +149,10 @@ func (c *Config) redacted() *Config {
 	r.MQTT.Users = map[string]string{}
 	for u := range c.MQTT.Users {
 		r.MQTT.Users[u] = hidden
+	}
+	r.Kinesis.AccessKeys = append(r.Kinesis.AccessKeys[:0:0], c.Kinesis.AccessKeys...)
+	for i := range r.Kinesis.AccessKeys {
+		r.Kinesis.AccessKeys[i].Secret = hidden
 	}
 	r.Alerts.Webhooks = append(r.Alerts.Webhooks[:0:0], c.Alerts.Webhooks...)
 	for i := range r.Alerts.Webhooks {

@@ -23,6 +23,7 @@ import (
 	"github.com/milepost/milepost/fleet"
 	"github.com/milepost/milepost/ingest"
 	"github.com/milepost/milepost/ingest/httpapi"
+	"github.com/milepost/milepost/ingest/kinesisapi"
 	"github.com/milepost/milepost/ingest/mqtt"
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/process"
@@ -69,6 +70,7 @@ type server struct {
 	sql      query.Engine
 	admit    *ingest.Admitter
 	mqtt     *mqtt.Server
+	kinesis  *kinesisapi.Door
 	web      *web.Server
 	http     *http.Server
 	listener net.Listener
@@ -77,29 +79,45 @@ type server struct {
 	notifying  context.CancelFunc // ends the notifier
 	background context.CancelFunc // ends housekeeping
 	workers    sync.WaitGroup     // the notifier and housekeeping; drain waits
+	doors      sync.WaitGroup     // the Kinesis listeners; drain waits
 	serving    chan error         // what http.Serve returned
 	closers    []func() error     // of what was opened, in order, for an open that fails half way
 }
 
+func newServer(cfg *Config, log *slog.Logger) *server {
+	return &server{cfg: cfg, log: log, reg: prometheus.NewRegistry(), started: time.Now(), serving: make(chan error, 1)}
+}
+
 // openServer opens everything on a file system and returns with the doors open. The caller calls drain.
-func openServer(ctx context.Context, cfg *Config, fs vfs.FS, log *slog.Logger) (_ *server, err error) {
-	s := &server{cfg: cfg, log: log, reg: prometheus.NewRegistry(), started: time.Now(), serving: make(chan error, 1)}
+func openServer(ctx context.Context, cfg *Config, fs vfs.FS, log *slog.Logger) (*server, error) {
+	s := newServer(cfg, log)
 	s.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	defer func() {
-		if err != nil {
-			for i := len(s.closers) - 1; i >= 0; i-- {
-				if e := s.closers[i](); e != nil {
-					log.Warn("close after a failed start", "error", e)
-				}
-			}
-		}
-	}()
-	for _, step := range []func(context.Context, vfs.FS) error{s.openLog, s.openState, s.openFleet, s.openProcess, s.openAlerts, s.openSQL, s.openDoors} {
-		if err := step(ctx, fs); err != nil {
-			return nil, err
-		}
+	if err := s.open(ctx, fs, append(s.rooms(), s.openSQL, s.openDoors)...); err != nil {
+		return nil, err
 	}
 	return s, nil
+}
+
+// rooms are the steps that need nothing but a file system; closeRooms is their reverse.
+func (s *server) rooms() []func(context.Context, vfs.FS) error {
+	return []func(context.Context, vfs.FS) error{s.openLog, s.openState, s.openFleet, s.openProcess, s.openAlerts, s.openAdmit}
+}
+
+// open takes steps in order. If one fails, those before it are undone.
+func (s *server) open(ctx context.Context, fs vfs.FS, steps ...func(context.Context, vfs.FS) error) error {
+	for _, step := range steps {
+		err := step(ctx, fs)
+		if err == nil {
+			continue
+		}
+		for i := len(s.closers) - 1; i >= 0; i-- {
+			if e := s.closers[i](); e != nil {
+				s.log.Warn("close after a failed start", "error", e)
+			}
+		}
+		return err
+	}
+	return nil
 }
 
 func (s *server) onFailure(f func() error) { s.closers = append(s.closers, f) }
@@ -180,6 +198,8 @@ func (s *server) openFleet(ctx context.Context, fs vfs.FS) error {
 	if err != nil {
 		return err
 	}
+	hold := context.WithoutCancel(ctx)
+	s.readings.Hold(func(shard stream.ShardID) (stream.Position, error) { return s.archive.Checkpoint(hold, shard) })
 	for _, sh := range shards {
 		at, err := s.archive.Checkpoint(ctx, sh.ID)
 		if err != nil {
@@ -191,7 +211,7 @@ func (s *server) openFleet(ctx context.Context, fs vfs.FS) error {
 			return err
 		}
 		if n > 0 {
-			s.log.Info("live tail rebuilt", "shard", string(sh.ID), "rows", n, "seconds", time.Since(began).Seconds())
+			s.log.InfoContext(ctx, "live tail rebuilt", "shard", string(sh.ID), "rows", n, "seconds", time.Since(began).Seconds())
 		}
 	}
 	return nil
@@ -228,7 +248,7 @@ func (s *server) openAlerts(ctx context.Context, _ vfs.FS) error {
 	run, s.notifying = context.WithCancel(ctx)
 	s.workers.Go(func() {
 		if err := s.notifier.Run(run); err != nil {
-			s.log.Error("notify", "error", err)
+			s.log.ErrorContext(run, "notify", "error", err)
 		}
 	})
 	s.letters = &letterBox{log: s.dead, logger: s.log}
@@ -255,12 +275,12 @@ func (s *server) keepHouse(ctx context.Context) {
 			return
 		case now := <-tick.C:
 			if _, err := s.fleet.Expire(ctx, now); err != nil && ctx.Err() == nil {
-				s.log.Warn("expire sightings", "error", err)
+				s.log.WarnContext(ctx, "expire sightings", "error", err)
 			}
 			for {
 				n, err := s.book.Prune(ctx, now.Add(-alertsKept), 1000)
 				if err != nil && ctx.Err() == nil {
-					s.log.Warn("prune alerts", "error", err)
+					s.log.WarnContext(ctx, "prune alerts", "error", err)
 				}
 				if n == 0 || err != nil {
 					break
@@ -271,9 +291,9 @@ func (s *server) keepHouse(ctx context.Context) {
 }
 
 func (s *server) openSQL(ctx context.Context, _ vfs.FS) error {
-	engine, err := openSQL(ctx, s)
+	engine, err := openSQL(s)
 	if errors.Is(err, query.ErrNotBuilt) {
-		s.log.Warn("no SQL", "error", err)
+		s.log.WarnContext(ctx, "no SQL", "error", err)
 		return nil
 	}
 	if err != nil {
@@ -284,8 +304,8 @@ func (s *server) openSQL(ctx context.Context, _ vfs.FS) error {
 	return nil
 }
 
-// openDoors comes last: when the first reading can come in, everything behind the doors is ready.
-func (s *server) openDoors(ctx context.Context, _ vfs.FS) error {
+// openAdmit opens what the doors share.
+func (s *server) openAdmit(context.Context, vfs.FS) error {
 	var err error
 	l := s.cfg.Limits
 	s.admit, err = ingest.New(ingest.Config{
@@ -294,15 +314,21 @@ func (s *server) openDoors(ctx context.Context, _ vfs.FS) error {
 			MaxMessage: int(l.Message), MaxBody: int(l.Body), RatePerDevice: l.Rate, BurstPerDevice: float64(l.Burst), InFlightBytes: int64(l.InFlight),
 		},
 	})
-	if err != nil {
+	return err
+}
+
+// openDoors comes last: when the first reading can come in, everything behind the doors is ready.
+func (s *server) openDoors(ctx context.Context, fs vfs.FS) error {
+	if err := s.openMQTT(ctx); err != nil {
 		return err
 	}
-	if err := s.openMQTT(ctx); err != nil {
+	if err := s.openKinesis(ctx, fs); err != nil {
 		return err
 	}
 	if err := s.openWeb(); err != nil {
 		return err
 	}
+	var err error
 	if s.listener, err = new(net.ListenConfig).Listen(ctx, "tcp", s.cfg.HTTP.Listen); err != nil {
 		return fmt.Errorf("http.listen: %w", err)
 	}
@@ -411,42 +437,62 @@ func (s *server) run(ctx context.Context) error {
 	return errors.Join(failed, s.drain(context.WithoutCancel(ctx)))
 }
 
-// drain stops the rooms in flow order. What it cannot finish in time is in the log and comes back at the next start.
+// drain stops everything in flow order. What it cannot finish in time is in the log and comes back at the next start.
 func (s *server) drain(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, drainFor)
 	defer cancel()
 	began := time.Now()
-	s.log.Info("draining")
-	var errs []error
-	step := func(what string, f func() error) {
-		if err := f(); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", what, err))
-		}
+	s.log.InfoContext(ctx, "draining")
+	err := errors.Join(s.closeDoors(ctx), s.closeRooms(ctx))
+	s.log.InfoContext(ctx, "drained", "seconds", time.Since(began).Seconds())
+	return err
+}
+
+// steps runs what must all run, and joins what went wrong.
+type steps struct{ errs []error }
+
+func (t *steps) do(what string, f func() error) {
+	if err := f(); err != nil {
+		t.errs = append(t.errs, fmt.Errorf("%s: %w", what, err))
 	}
+}
+
+// closeDoors lets nothing new in and lets what is under way finish.
+func (s *server) closeDoors(ctx context.Context) error {
+	var t steps
 	if s.mqtt != nil {
-		step("close MQTT", func() error { return s.mqtt.Close(ctx) })
+		t.do("close MQTT", func() error { return s.mqtt.Close(ctx) })
 	}
-	step("close live feeds", s.web.Close)
-	step("stop HTTP", func() error {
+	if s.kinesis != nil {
+		t.do("close Kinesis", func() error { return s.kinesis.Close(ctx) })
+		s.doors.Wait()
+	}
+	t.do("close live feeds", s.web.Close)
+	t.do("stop HTTP", func() error {
 		err := s.http.Shutdown(ctx)
 		if e := <-s.serving; !errors.Is(e, http.ErrServerClosed) {
 			err = errors.Join(err, e)
 		}
 		return err
 	})
-	step("process what is in the log", func() error { return s.runner.WaitCaughtUp(ctx) })
-	step("stop processing", func() error { return s.runner.Stop(ctx) })
+	return errors.Join(t.errs...)
+}
+
+// closeRooms drains each room into the next.
+func (s *server) closeRooms(ctx context.Context) error {
+	var t steps
+	t.do("process what is in the log", func() error { return s.runner.WaitCaughtUp(ctx) })
+	t.do("stop processing", func() error { return s.runner.Stop(ctx) })
 	s.notifying()
 	s.background()
 	s.workers.Wait()
 	if s.sql != nil {
-		step("close SQL", s.sql.Close)
+		t.do("close SQL", s.sql.Close)
 	}
-	step("close archive", func() error { return s.archive.Close(ctx) })
-	step("close state", s.state.Close)
-	step("close log", s.logs.Close)
-	s.log.Info("drained", "seconds", time.Since(began).Seconds())
-	return errors.Join(errs...)
+	t.do("close archive", func() error { return s.archive.Close(ctx) })
+	t.do("close state", s.state.Close)
+	t.do("close log", s.logs.Close)
+	return errors.Join(t.errs...)
 }
 
 // isPMTiles tells a PMTiles archive from a tile template by its name.

@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"strings"
+	"os"
 	"time"
 
 	"github.com/milepost/milepost/sim"
@@ -62,12 +62,23 @@ func runSim(ctx context.Context, e *env, args []string) error {
 	return err
 }
 
-// simulate is the demo's fleet: over MQTT, as devices do.
-func simulate(ctx context.Context, mqttAddr string, vehicles int, seed uint64, every time.Duration, log *slog.Logger) error {
-	_, err := sim.Run(ctx, sim.RunConfig{
+// simulate is the demo's fleet: over MQTT, as devices do. Where its vehicles are is kept in a file, so that the next demo goes on
+// from there.
+func simulate(ctx context.Context, mqttAddr, stateFile string, vehicles int, seed uint64, every time.Duration, log *slog.Logger) error {
+	was, err := os.ReadFile(stateFile)
+	if err != nil {
+		was = nil // the first demo here
+	}
+	_, err = sim.Run(ctx, sim.RunConfig{
 		Fleet:  sim.Config{Vehicles: vehicles, Seed: seed, Interval: every},
-		Sender: sender.Config{Address: "mqtt://" + strings.TrimPrefix(mqttAddr, "mqtt://"), Log: log},
-		Log:    log,
+		Sender: sender.Config{Address: "mqtt://" + mqttAddr, Log: log},
+		State:  was,
+		Save: func(now []byte) {
+			if err := os.WriteFile(stateFile, now, 0o600); err != nil {
+				log.WarnContext(ctx, "keep the simulated fleet", "error", err)
+			}
+		},
+		Log: log,
 	})
 	return err
 }

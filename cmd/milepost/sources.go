@@ -36,7 +36,7 @@ func (s *liveSource) Drain(cursor uint64, buf []web.Point) ([]web.Point, uint64)
 }
 
 func orNegative(f float32) float32 {
-	if f != f { //nolint:staticcheck // NaN: unknown
+	if f != f { // NaN: unknown
 		return -1
 	}
 	return f

@@ -23,7 +23,17 @@ func (s *server) Status(ctx context.Context) (web.PipelineStatus, error) {
 		d.Connections = int(m.value("milepost_ingest_mqtt_connections"))
 		st.Doors = append(st.Doors, d)
 	}
-	for _, l := range []*seglog.Log{s.readings, s.dead} {
+	if s.kinesis != nil {
+		st.Doors = append(st.Doors, web.DoorStatus{
+			Name: "kinesis", Address: orNone(s.cfg.Kinesis.Listen), Refused: map[string]uint64{},
+			Accepted: uint64(m.value("milepost_kinesis_incoming_records_total")), Bytes: uint64(m.value("milepost_kinesis_incoming_bytes_total")),
+		})
+	}
+	for _, name := range s.logs.Streams() {
+		l, err := s.logs.Stream(name)
+		if err != nil {
+			continue // deleted meanwhile
+		}
 		x, err := s.streamStatus(ctx, l, m)
 		if err != nil {
 			return st, err

@@ -15,7 +15,7 @@ import (
 )
 
 // openSQL opens the SQL engine over the archive and the tables below.
-func openSQL(ctx context.Context, s *server) (query.Engine, error) {
+func openSQL(s *server) (query.Engine, error) {
 	c := s.cfg.SQL
 	return duckdb.Open(duckdb.Config{
 		Threads: c.Threads, MemoryLimit: strconv.FormatInt(int64(c.Memory)>>20, 10) + "MiB", TempDir: filepath.Join(s.cfg.Data, "tmp"),

@@ -87,7 +87,7 @@ func (b *buffer) fill(r io.Reader) error {
 		}
 		n, err := r.Read(b.data[len(b.data):cap(b.data)])
 		b.data = b.data[:len(b.data)+n]
-		if err == io.EOF { //nolint:errorlint // io.Reader's contract is the bare value
+		if err == io.EOF { // io.Reader's contract is the bare value
 			if len(b.data) == b.from.sizes[len(b.from.sizes)-1] {
 				return errTooLarge
 			}

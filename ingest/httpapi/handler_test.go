@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -107,9 +108,7 @@ func (w *world) do(t testing.TB, method, path string, header http.Header, body i
 	if err != nil {
 		t.Fatal(err)
 	}
-	for k, v := range header {
-		req.Header[k] = v
-	}
+	maps.Copy(req.Header, header)
 	resp, err := w.client.Do(req)
 	if err != nil {
 		t.Fatal(err)
@@ -308,9 +307,7 @@ func TestWhatIsNotARequest(t *testing.T) {
 	f := func(status int, method, path string, header http.Header, body io.Reader) answer {
 		t.Helper()
 		h := ok.Clone()
-		for k, v := range header {
-			h[k] = v
-		}
+		maps.Copy(h, header)
 		a := w.do(t, method, path, h, body)
 		if a.status != status {
 			t.Errorf("%s %s %v: %d %+v, want %d", method, path, header, a.status, a.doc, status)
@@ -458,7 +455,9 @@ func BenchmarkPost(b *testing.B) {
 	}
 	lines := strings.Repeat(seed+"\n", 500)
 	for _, bench := range []struct{ name, body, encoding string }{
-		{"plain", lines, ""}, {"gzip", gzipped(lines), "gzip"}, {"zstd", zstded(b, lines, true), "zstd"},
+		{"plain", lines, ""},
+		{"gzip", gzipped(lines), "gzip"},
+		{"zstd", zstded(b, lines, true), "zstd"},
 		{"one", seed, ""},
 	} {
 		b.Run(bench.name, func(b *testing.B) {

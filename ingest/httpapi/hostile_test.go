@@ -177,7 +177,9 @@ func TestSlowSendersAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		fmt.Fprintf(c, "POST /v1/readings HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n{")
+		if _, err := fmt.Fprint(c, "POST /v1/readings HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n{"); err != nil {
+			t.Fatal(err)
+		}
 		conns = append(conns, c)
 		for w.admit.InFlight() < (i+1)*each { // the server is reading its body
 			w.do(t, http.MethodGet, "/v1/readings", nil, nil)
@@ -207,7 +209,9 @@ func TestSenderThatGoesAway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fmt.Fprintf(c, "POST /v1/readings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(seed), seed)
+	if _, err := fmt.Fprintf(c, "POST /v1/readings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(seed), seed); err != nil {
+		t.Fatal(err)
+	}
 	<-waiting
 	_ = c.Close()
 	w.do(t, http.MethodGet, "/v1/readings", nil, nil) // a round trip for the server to notice in

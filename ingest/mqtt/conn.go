@@ -40,10 +40,9 @@ type conn struct {
 	drain *atomic.Bool
 
 	// Set by the hook on the reading goroutine once the client is known.
-	v5       bool
-	from     string // for dead letters
-	vehicle  string // the only vehicle the user may publish for; "" any
-	subjects int    // subscriptions granted
+	v5      bool
+	from    string // for dead letters
+	vehicle string // the only vehicle the user may publish for; "" any
 }
 
 // Read is called by one goroutine, which has dealt with every packet that it was given whole before it asks for more.

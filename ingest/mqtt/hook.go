@@ -54,8 +54,10 @@ type hook struct {
 	turned    atomic.Bool     // an anonymous client from elsewhere was turned away, and that was logged
 }
 
+// ID is what the library's log calls the hook.
 func (h *hook) ID() string { return "milepost" }
 
+// Provides lists the hooks that the library is to call: it calls no others.
 func (h *hook) Provides(b byte) bool {
 	switch b {
 	case broker.OnConnect, broker.OnConnectAuthenticate, broker.OnACLCheck, broker.OnPacketRead, broker.OnPacketEncode,

@@ -91,10 +91,20 @@ type listener struct {
 	once   sync.Once
 }
 
-func (l *listener) ID() string                { return l.id }
-func (l *listener) Address() string           { return l.inner.Addr().String() }
-func (l *listener) Protocol() string          { return "tcp" }
-func (l *listener) Init(_ *slog.Logger) error { l.work.Add(1); return nil } // 1 for Serve, which the library runs
+// ID tells the two listeners apart.
+func (l *listener) ID() string { return l.id }
+
+// Address is the one that was bound: the port of a configured 0 is known by then.
+func (l *listener) Address() string { return l.inner.Addr().String() }
+
+// Protocol is TCP with TLS too.
+func (l *listener) Protocol() string { return "tcp" }
+
+// Init counts Serve, which the library runs.
+func (l *listener) Init(_ *slog.Logger) error {
+	l.work.Add(1)
+	return nil
+}
 
 // Serve accepts connections until drain.
 func (l *listener) Serve(establish listeners.EstablishFn) {

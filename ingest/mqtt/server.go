@@ -251,7 +251,7 @@ func (s *Server) close(ctx context.Context) {
 	}
 	s.stop()
 	_ = s.broker.Close() // it has no error to tell
-	s.logger.Info("mqtt door is closed")
+	s.logger.InfoContext(ctx, "mqtt door is closed")
 }
 
 func (s *Server) closeListeners() error {

@@ -1,6 +1,8 @@
 package deps
 
 import (
+	"testing"
+
 	_ "cel.dev/cel-go/cel"
 	_ "github.com/apache/arrow-go/v18/arrow/ipc"
 	_ "github.com/chromedp/chromedp"
@@ -19,7 +21,6 @@ import (
 	_ "go.yaml.in/yaml/v3"
 	_ "golang.org/x/sync/errgroup"
 	_ "golang.org/x/sys/unix"
-	"testing"
 )
 
 func TestX(t *testing.T) {}

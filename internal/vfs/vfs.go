@@ -8,6 +8,9 @@
 package vfs
 
 import (
+	"errors"
+	"fmt"
+
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
@@ -42,3 +45,40 @@ var SequentialReads = vfs.SequentialReadsOption
 
 // LinkOrCopy gives a file a second name, or copies it where the file system cannot.
 func LinkOrCopy(fs FS, oldname, newname string) error { return vfs.LinkOrCopy(fs, oldname, newname) }
+
+// MakeDir makes a directory, with the parents it lacks, that is still there after a crash.
+//
+// A name is durable once the directory that holds it is synced, and a directory that exists proves nothing: an earlier start may
+// have made it and lost its power. So every directory from dir to the root is synced, each time. What lies above dir, was there
+// before and cannot be synced is somebody else's to keep, and no error.
+func MakeDir(fs FS, dir string) error {
+	made := 0 // how many of dir and its parents do not exist
+	for d := dir; d != fs.PathDir(d); d = fs.PathDir(d) {
+		if _, err := fs.Stat(d); err == nil {
+			break
+		}
+		made++
+	}
+	if err := fs.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for i, d := 0, dir; ; i, d = i+1, fs.PathDir(d) {
+		if err := syncDir(fs, d); err != nil && i <= made { // the last of these holds the topmost new name
+			return err
+		}
+		if d == fs.PathDir(d) {
+			return nil
+		}
+	}
+}
+
+func syncDir(fs FS, dir string) error {
+	d, err := fs.OpenDir(dir)
+	if err != nil {
+		return fmt.Errorf("open directory %s: %w", dir, err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fmt.Errorf("sync directory %s: %w", dir, err)
+	}
+	return nil
+}

@@ -55,7 +55,7 @@ func NewLog(n int) *Log {
 	return l
 }
 
-func (l *Log) addLocked(parents []stream.ShardID, from, to stream.Hash) *shard {
+func (l *Log) addLocked(parents []stream.ShardID, from, to stream.Hash) {
 	s := &shard{grown: make(chan struct{})}
 	s.Shard = stream.Shard{
 		ID:      stream.ShardID(fmt.Sprintf("shardId-%012d", l.next)),
@@ -63,7 +63,6 @@ func (l *Log) addLocked(parents []stream.ShardID, from, to stream.Hash) *shard {
 	}
 	l.next++
 	l.shards = append(l.shards, s)
-	return s
 }
 
 // FailWith makes reads ("next", "read") and appends ("append") fail with what f returns; nil mends the log.
@@ -304,6 +303,7 @@ type reader struct {
 
 var errReaderClosed = errors.New("reader is closed")
 
+// Next fails as FailWith says before it gives out records.
 func (r *reader) Next(ctx context.Context, most int) ([]stream.Record, error) {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -366,6 +366,7 @@ func (r *reader) borrow(recs []stream.Record) []stream.Record {
 	return r.recs
 }
 
+// Close makes a later Next fail, so that a use after it shows.
 func (r *reader) Close() error {
 	r.closed = true
 	return nil

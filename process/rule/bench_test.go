@@ -15,8 +15,12 @@ func benchSetup(b *testing.B, specs []Spec) (*Set, *Values, Input) {
 		b.Fatal(err)
 	}
 	in := Input{Status: true, Changed: []telemetry.Signal{
-		{ID: telemetry.Speed, Value: 63.2}, {ID: telemetry.Heading, Value: 181}, {ID: telemetry.Fuel, Value: 55.1},
-		{ID: telemetry.EngineTemp, Value: 92.4}, {ID: telemetry.FuelPressure, Value: 44}, {ID: telemetry.CargoTemp, Value: 3.8},
+		{ID: telemetry.Speed, Value: 63.2},
+		{ID: telemetry.Heading, Value: 181},
+		{ID: telemetry.Fuel, Value: 55.1},
+		{ID: telemetry.EngineTemp, Value: 92.4},
+		{ID: telemetry.FuelPressure, Value: 44},
+		{ID: telemetry.CargoTemp, Value: 3.8},
 	}}
 	v := &Values{V: make([]float64, cat.Len()), T: make([]int64, cat.Len()), Status: "moving"}
 	for _, s := range in.Changed {

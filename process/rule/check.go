@@ -94,10 +94,16 @@ func issue(field, text string, errs []*common.Error) error {
 	}
 	hint := ""
 	for _, h := range []struct{ has, hint string }{
-		{"token recognition error at: '=", "compare with =="}, {"token recognition error at: '&", "write && for and"},
-		{"token recognition error at: '|", "write || for or"}, {"'and'", "write && for and"}, {"'or'", "write || for or"},
-		{"'not'", "write ! for not"}, {"'AND'", "write && for and"}, {"'OR'", "write || for or"},
-		{"'<EOF>'", "something is missing at the end"}, {"no matching overload", "numbers compare with numbers, status with text in quotes"},
+		{"token recognition error at: '=", "compare with =="},
+		{"token recognition error at: '&", "write && for and"},
+		{"token recognition error at: '|", "write || for or"},
+		{"'and'", "write && for and"},
+		{"'or'", "write || for or"},
+		{"'not'", "write ! for not"},
+		{"'AND'", "write && for and"},
+		{"'OR'", "write || for or"},
+		{"'<EOF>'", "something is missing at the end"},
+		{"no matching overload", "numbers compare with numbers, status with text in quotes"},
 		{"expected type 'bool'", "&& and || join comparisons"},
 		{"undeclared reference", "conditions know no functions of that name, and no loops"},
 	} {

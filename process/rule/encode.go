@@ -31,7 +31,7 @@ const (
 	headerEnd
 )
 
-// ErrState: stored rule state makes no sense.
+// ErrState says that stored rule state makes no sense.
 var ErrState = errors.New("stored rule state is damaged: rebuild it by reading the log again")
 
 // AppendState appends a vehicle's rule state to dst.

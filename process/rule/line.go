@@ -113,7 +113,7 @@ func parseDuration(s string) (time.Duration, error) {
 
 func parseParams(s string) (map[string]float64, error) {
 	out := map[string]float64{}
-	for _, f := range strings.Fields(s) {
+	for f := range strings.FieldsSeq(s) {
 		k, v, ok := strings.Cut(f, "=")
 		x, err := strconv.ParseFloat(v, 64)
 		if !ok || err != nil {

@@ -135,8 +135,9 @@ func (c *instr) compare(v *Values, now, maxAge int64) truth {
 		return truthOf(x >= c.limit)
 	case opEqual:
 		return truthOf(x == c.limit)
+	default: // opNotEqual: the operators of a status are above, and the rest compare nothing
+		return truthOf(x != c.limit)
 	}
-	return truthOf(x != c.limit)
 }
 
 // costLimit bounds one evaluation in cel-go: about a thousand times what a reasonable condition needs. Conditions have no
@@ -184,8 +185,10 @@ type activation struct {
 	now, maxAge int64
 }
 
+// Parent is nil: a reading's names stand alone.
 func (a *activation) Parent() cel.Activation { return nil }
 
+// ResolveName looks a signal, the status or a parameter up.
 func (a *activation) ResolveName(s string) (any, bool) {
 	n, ok := a.s.names[s]
 	if !ok {

@@ -288,10 +288,10 @@ func (s *scenario) ack(words []string) error {
 
 // An expectation is an expect line, read.
 type expectation struct {
-	what, rule, vehicle              string
-	since, at                        int64
-	value, peak                      *float64
-	late, reopened, withdrawn, acked bool
+	what, rule, vehicle       string
+	since, at                 int64
+	value, peak               *float64
+	late, reopened, withdrawn bool
 }
 
 func (s *scenario) expect(words []string) error {

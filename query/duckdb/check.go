@@ -170,7 +170,7 @@ func (k *checker) node(n map[string]any) {
 	case "TABLE_FUNCTION":
 		f, _ := n["function"].(map[string]any)
 		name, _ := f["function_name"].(string)
-		if !harmlessTables[strings.ToLower(name)] {
+		if !harmlessTable(strings.ToLower(name)) {
 			k.refuse("%s is not allowed in FROM; tables are %s", name, k.e.tableNames())
 		}
 		if _, ok := n["subquery"].(map[string]any); ok {
@@ -207,10 +207,13 @@ func (e *Engine) tableNames() string {
 	return strings.Join(names, ", ")
 }
 
-// Functions that may stand in FROM: they make rows out of their arguments only.
-var harmlessTables = map[string]bool{
-	"range": true, "generate_series": true, "unnest": true, "repeat": true, "json_each": true, "json_tree": true,
-	"regexp_split_to_table": true, "generate_subscripts": true,
+// harmlessTable tells functions that may stand in FROM: they make rows out of their arguments only.
+func harmlessTable(name string) bool {
+	switch name {
+	case "range", "generate_series", "unnest", "repeat", "json_each", "json_tree", "regexp_split_to_table", "generate_subscripts":
+		return true
+	}
+	return false
 }
 
 // forbidden tells functions that reach out of the query: files, environment, configuration, other statements, time wasted.

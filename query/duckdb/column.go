@@ -9,6 +9,7 @@ import (
 	"math"
 	"math/big"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 	"unsafe"
@@ -76,6 +77,7 @@ func (c *column) supported() error {
 	return nil
 }
 
+//nolint:gochecknoglobals // a table, never written
 var typeNames = map[bindings.Type]string{
 	bindings.TypeBoolean: "BOOLEAN", bindings.TypeTinyInt: "TINYINT", bindings.TypeSmallInt: "SMALLINT",
 	bindings.TypeInteger: "INTEGER", bindings.TypeBigInt: "BIGINT", bindings.TypeUTinyInt: "UTINYINT",
@@ -101,14 +103,11 @@ func (c *column) sqlType() string {
 	case bindings.TypeMap:
 		return "MAP(" + c.childs[0].sqlType() + ", " + c.childs[1].sqlType() + ")"
 	case bindings.TypeStruct:
-		s := "STRUCT("
+		parts := make([]string, len(c.childs))
 		for i := range c.childs {
-			if i > 0 {
-				s += ", "
-			}
-			s += ident(c.childs[i].name) + " " + c.childs[i].sqlType()
+			parts[i] = ident(c.childs[i].name) + " " + c.childs[i].sqlType()
 		}
-		return s + ")"
+		return "STRUCT(" + strings.Join(parts, ", ") + ")"
 	}
 	return typeNames[c.typ]
 }

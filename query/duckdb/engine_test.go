@@ -40,9 +40,15 @@ type fakeVehicles struct{ n int }
 
 func (fakeVehicles) Columns() []query.Column {
 	return []query.Column{
-		{Name: "vehicle_id", Type: query.Varchar}, {Name: "event_time", Type: query.Timestamp}, {Name: "lat", Type: query.Double},
-		{Name: "readings", Type: query.BigInt}, {Name: "n", Type: query.Integer}, {Name: "online", Type: query.Boolean},
-		{Name: "since", Type: query.Date}, {Name: "signals", Type: query.Map}, {Name: "firing", Type: query.List},
+		{Name: "vehicle_id", Type: query.Varchar},
+		{Name: "event_time", Type: query.Timestamp},
+		{Name: "lat", Type: query.Double},
+		{Name: "readings", Type: query.BigInt},
+		{Name: "n", Type: query.Integer},
+		{Name: "online", Type: query.Boolean},
+		{Name: "since", Type: query.Date},
+		{Name: "signals", Type: query.Map},
+		{Name: "firing", Type: query.List},
 	}
 }
 

@@ -70,7 +70,7 @@ func (c *conn) each(ctx context.Context, sql string, args []any, f func(*result)
 		return err
 	}
 	var pending bindings.PendingResult
-	//nolint:staticcheck // deprecated without another way to stream a result
+	// Deprecated by DuckDB, which has no other way to stream a result.
 	state = bindings.PendingPreparedStreaming(stmt, &pending)
 	defer bindings.DestroyPending(&pending)
 	if state == bindings.StateError {

@@ -95,7 +95,7 @@ func keep(v any) unsafe.Pointer {
 	return p
 }
 
-func kept[T any](p unsafe.Pointer) T { return (*(*cgo.Handle)(p)).Value().(T) } //nolint:forcetypeassert // ours
+func kept[T any](p unsafe.Pointer) T { return (*(*cgo.Handle)(p)).Value().(T) } //nolint:errcheck,forcetypeassert // what keep was given
 
 func freePtr() unsafe.Pointer { return unsafe.Pointer(C.milepost_one(C.milepost_rows_free)) }
 

@@ -24,7 +24,7 @@ func (p *player) load(ctx context.Context, name string) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
+	defer file.Close() //nolint:errcheck // only read
 	in, closeIn, err := unpack(file, name)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, err)

@@ -136,7 +136,7 @@ func Run(ctx context.Context, cfg Config) (Summary, error) {
 	if err != nil {
 		return Summary{}, err
 	}
-	defer out.Close()
+	defer out.Close() //nolint:errcheck // it has no error to tell; what is under way is in Stats.Open
 	p.out = out
 	if cfg.Progress != nil {
 		reporting, stop := context.WithCancel(ctx)

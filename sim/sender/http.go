@@ -148,7 +148,7 @@ func (s *Sender) post(b *batch) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer res.Body.Close()
+	defer res.Body.Close() //nolint:errcheck // only read
 	body, err := io.ReadAll(io.LimitReader(res.Body, 16<<20))
 	if err != nil {
 		return 0, fmt.Errorf("read answer: %w", err)

@@ -79,7 +79,7 @@ func TestHTTPResends(t *testing.T) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		case 2: // stored, but the answer is lost
 			got = append(got, strings.Fields(string(body))...)
-			conn, _, err := w.(http.Hijacker).Hijack()
+			conn, _, err := w.(http.Hijacker).Hijack() //nolint:errcheck // the server's own, over HTTP/1.1
 			if err != nil {
 				t.Error(err)
 				return

@@ -297,6 +297,7 @@ type file struct {
 	g *guard
 }
 
+// Write fails once the store is fenced: nothing more reaches the disk.
 func (f *file) Write(p []byte) (int, error) {
 	if err := f.g.fenceError(); err != nil {
 		return 0, err
@@ -305,6 +306,7 @@ func (f *file) Write(p []byte) (int, error) {
 	return n, f.g.note(err)
 }
 
+// WriteAt fails once the store is fenced, as Write does.
 func (f *file) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.g.fenceError(); err != nil {
 		return 0, err
@@ -313,8 +315,13 @@ func (f *file) WriteAt(p []byte, off int64) (int, error) {
 	return n, f.g.note(err)
 }
 
-func (f *file) Sync() error     { return f.g.change(f.File.Sync) }
+// Sync fails once the store is fenced, as Write does.
+func (f *file) Sync() error { return f.g.change(f.File.Sync) }
+
+// SyncData is like Sync.
 func (f *file) SyncData() error { return f.g.change(f.File.SyncData) }
+
+// SyncTo is like Sync.
 func (f *file) SyncTo(n int64) (full bool, err error) {
 	err = f.g.change(func() error {
 		full, err = f.File.SyncTo(n)
@@ -329,6 +336,7 @@ type walFile struct {
 	g *guard
 }
 
+// Write waits for room on a full disk. When the store is fenced, its bytes go nowhere.
 func (f *walFile) Write(p []byte) (int, error) {
 	done := 0
 	f.g.insist("write the write-ahead log", func() error {
@@ -349,8 +357,19 @@ func (f *walFile) sync(do func() error) {
 	}
 }
 
-func (f *walFile) Sync() error     { f.sync(f.File.Sync); return nil }
-func (f *walFile) SyncData() error { f.sync(f.File.SyncData); return nil }
+// Sync never fails for Pebble: the fence tells whether it did.
+func (f *walFile) Sync() error {
+	f.sync(f.File.Sync)
+	return nil
+}
+
+// SyncData is like Sync.
+func (f *walFile) SyncData() error {
+	f.sync(f.File.SyncData)
+	return nil
+}
+
+// SyncTo is like Sync.
 func (f *walFile) SyncTo(n int64) (full bool, err error) {
 	f.sync(func() error {
 		full, err = f.File.SyncTo(n)
@@ -359,7 +378,7 @@ func (f *walFile) SyncTo(n int64) (full bool, err error) {
 	return full, nil
 }
 
-// Preallocation is a hint: a disk that is too full for it may still take the bytes.
+// Preallocate is a hint: a disk that is too full for it may still take the bytes.
 func (f *walFile) Preallocate(offset, length int64) error {
 	if f.g.fenceError() == nil {
 		_ = f.File.Preallocate(offset, length)
@@ -367,6 +386,7 @@ func (f *walFile) Preallocate(offset, length int64) error {
 	return nil
 }
 
+// Close is like Sync: a write that the kernel put off may fail here first.
 func (f *walFile) Close() error {
 	if err := f.File.Close(); err != nil {
 		f.g.fence(fmt.Errorf("close the write-ahead log: %w", err))
@@ -378,14 +398,17 @@ func (f *walFile) Close() error {
 // return the error, and the guard lets nothing more reach the disk.
 type pebbleLog struct{ g *guard }
 
+// Infof drops what Pebble tells of its daily work.
 func (pebbleLog) Infof(string, ...any) {}
 
+// Errorf warns: what makes the store fail is told by the operation that fails.
 func (l pebbleLog) Errorf(format string, args ...any) {
 	l.g.log.Warn("pebble", "dir", l.g.dir, "error", fmt.Sprintf(format, args...))
 }
 
+// Fatalf fences instead of ending the program.
 func (l pebbleLog) Fatalf(format string, args ...any) {
-	l.g.fence(fmt.Errorf(format, args...)) //nolint:goerr113 // Pebble's own words
+	l.g.fence(fmt.Errorf(format, args...)) // Pebble's own words
 }
 
 var _ pebble.Logger = pebbleLog{}

@@ -66,7 +66,7 @@ func TestSuite(t *testing.T) {
 				}
 				seed := uint64(1)
 				h.Crash = func() state.Store {
-					fs = cfg.FS.(*vfs.MemFS).CrashClone(crash(int(seed%5)*25, seed))
+					fs = fs.CrashClone(crash(int(seed%5)*25, seed))
 					seed++
 					cfg.FS = fs
 					now = open(t, cfg)
@@ -279,8 +279,9 @@ func TestFullDisk(t *testing.T) {
 			switch op.Kind {
 			case errorfs.OpFileWrite, errorfs.OpFileWriteAt, errorfs.OpCreate:
 				return syscall.ENOSPC
+			default:
+				return nil
 			}
-			return nil
 		})
 		var err error
 		for range 1000 {

@@ -73,9 +73,9 @@ func (o *outbox) place(s *Store, t *tx) ([]effectName, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	sent := make([]effectName, 0, len(t.effects))
-	undo := func(err error) ([]effectName, error) {
+	undo := func(err error) error {
 		o.landLocked(sent)
-		return nil, err
+		return err
 	}
 	added := false
 	for _, e := range t.effects {
@@ -84,7 +84,7 @@ func (o *outbox) place(s *Store, t *tx) ([]effectName, error) {
 		if fl == nil {
 			seq, ok, err := s.getSequence(effectIDKey(e.Kind, e.ID))
 			if err != nil {
-				return undo(err)
+				return nil, undo(err)
 			}
 			if !ok {
 				o.last++
@@ -96,15 +96,15 @@ func (o *outbox) place(s *Store, t *tx) ([]effectName, error) {
 		fl.steps++
 		sent = append(sent, n)
 		if err := t.b.Set(effectKey(e.Kind, fl.seq), effectValue(e.ID, e.Data), nil); err != nil {
-			return undo(err)
+			return nil, undo(err)
 		}
 		if err := t.b.Set(effectIDKey(e.Kind, e.ID), sequenceValue(fl.seq), nil); err != nil {
-			return undo(err)
+			return nil, undo(err)
 		}
 	}
 	if added {
 		if err := t.b.Set([]byte(metaSequence), sequenceValue(o.last), nil); err != nil {
-			return undo(err)
+			return nil, undo(err)
 		}
 	}
 	return sent, nil

@@ -108,7 +108,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	if cfg.MinFree == 0 {
 		cfg.MinFree = defaultMinFree
 	}
-	if err := cfg.FS.MkdirAll(cfg.Dir, 0o755); err != nil {
+	if err := vfs.MakeDir(cfg.FS, cfg.Dir); err != nil {
 		return nil, fmt.Errorf("create state directory: %w", err)
 	}
 	lock, err := cfg.FS.Lock(cfg.FS.PathJoin(cfg.Dir, "LOCK"))

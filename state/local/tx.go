@@ -52,6 +52,7 @@ func (t *tx) reader() (pebble.Reader, error) {
 	return t.b, nil
 }
 
+// Get sees the transaction's own writes. The value holds until the transaction ends.
 func (t *tx) Get(key []byte) ([]byte, error) {
 	if t.ended {
 		return nil, errEnded
@@ -64,6 +65,7 @@ func (t *tx) Get(key []byte) ([]byte, error) {
 	return t.vals.get(r, t.buf)
 }
 
+// Scan sees the transaction's own writes up to its beginning.
 func (t *tx) Scan(from, to []byte, f func(k, v []byte) error) error {
 	if t.ended {
 		return errEnded
@@ -75,6 +77,7 @@ func (t *tx) Scan(from, to []byte, f func(k, v []byte) error) error {
 	return scan(r, from, to, f)
 }
 
+// Set copies key and value straight into the batch.
 func (t *tx) Set(key, value []byte) error {
 	if t.ended {
 		return errEnded
@@ -86,6 +89,7 @@ func (t *tx) Set(key, value []byte) error {
 	return op.Finish()
 }
 
+// Delete writes a tombstone, whether there is something to delete or not.
 func (t *tx) Delete(key []byte) error {
 	if t.ended {
 		return errEnded
@@ -96,6 +100,7 @@ func (t *tx) Delete(key []byte) error {
 	return op.Finish()
 }
 
+// DeleteRange costs one tombstone however much it deletes.
 func (t *tx) DeleteRange(from, to []byte) error {
 	if t.ended {
 		return errEnded
@@ -107,6 +112,7 @@ func (t *tx) DeleteRange(from, to []byte) error {
 	return t.b.DeleteRange(lo, hi, nil)
 }
 
+// Emit keeps the last of several effects with one kind and ID, at the first one's place.
 func (t *tx) Emit(e state.Effect) error {
 	if t.ended {
 		return errEnded
@@ -128,6 +134,7 @@ func (t *tx) Emit(e state.Effect) error {
 	return nil
 }
 
+// Sync asks for the step to be on disk when Advance returns.
 func (t *tx) Sync() { t.sync = true }
 
 // A view reads one snapshot, taken at its first read.
@@ -149,6 +156,7 @@ func (v *view) reader() (pebble.Reader, error) {
 	return v.snap, nil
 }
 
+// Get returns a value that holds until the view ends.
 func (v *view) Get(key []byte) ([]byte, error) {
 	r, err := v.reader()
 	if err != nil {
@@ -158,6 +166,7 @@ func (v *view) Get(key []byte) ([]byte, error) {
 	return v.vals.get(r, v.buf)
 }
 
+// Scan sees the same snapshot as every other read of the view.
 func (v *view) Scan(from, to []byte, f func(k, v []byte) error) error {
 	r, err := v.reader()
 	if err != nil {

@@ -78,10 +78,10 @@ func set(kv ...string) func(state.Tx) error {
 }
 
 // dump returns what a reader sees as key=value words.
-func dump(t *testing.T, r state.Reader, from, to []byte) []string {
+func dump(t *testing.T, r state.Reader) []string {
 	t.Helper()
 	out := []string{}
-	ok(t, r.Scan(from, to, func(k, v []byte) error {
+	ok(t, r.Scan(nil, nil, func(k, v []byte) error {
 		out = append(out, string(k)+"="+string(v))
 		return nil
 	}))
@@ -92,7 +92,7 @@ func all(t *testing.T, s state.Store) []string {
 	t.Helper()
 	var out []string
 	ok(t, s.View(t.Context(), func(r state.Reader) error {
-		out = dump(t, r, nil, nil)
+		out = dump(t, r)
 		return nil
 	}))
 	return out
@@ -271,12 +271,12 @@ func ownReads(t *testing.T, h Harness) {
 		get("d", "1")
 		ok(t, tx.Set([]byte("c"), []byte("back")))
 		get("c", "back")
-		if d := cmp.Diff([]string{"a=3", "c=back", "d=1", "e="}, dump(t, tx, nil, nil)); d != "" {
+		if d := cmp.Diff([]string{"a=3", "c=back", "d=1", "e="}, dump(t, tx)); d != "" {
 			t.Errorf("scan in the transaction (-want +got):\n%s", d)
 		}
 		ok(t, tx.DeleteRange([]byte("d"), nil))
 		ok(t, tx.DeleteRange([]byte("z"), []byte("a"))) // an empty range
-		if d := cmp.Diff([]string{"a=3", "c=back"}, dump(t, tx, nil, nil)); d != "" {
+		if d := cmp.Diff([]string{"a=3", "c=back"}, dump(t, tx)); d != "" {
 			t.Errorf("scan after DeleteRange (-want +got):\n%s", d)
 		}
 		return nil
@@ -362,7 +362,7 @@ func views(t *testing.T, h Harness) {
 		if string(v) != "1" {
 			t.Errorf("value changed under the view: %q", v)
 		}
-		if d := cmp.Diff([]string{"a=1"}, dump(t, r, nil, nil)); d != "" {
+		if d := cmp.Diff([]string{"a=1"}, dump(t, r)); d != "" {
 			t.Errorf("view sees a later step (-want +got):\n%s", d)
 		}
 		if v, err := r.Get([]byte("nothing")); v != nil || err != nil {

@@ -51,8 +51,12 @@ func readShard(ctx context.Context, l *Log, id stream.ShardID, after stream.Posi
 		return nil, err
 	}
 	defer r.Close()
+	oldest, err := l.Oldest(ctx, id)
+	if err != nil {
+		return nil, err
+	}
 	var list []kept
-	for tip.Pos > after {
+	for after = max(after, oldest); tip.Pos > after; {
 		recs, err := r.Next(ctx, 100)
 		if errors.Is(err, io.EOF) {
 			return list, nil

@@ -72,7 +72,10 @@ func (l *Log) Read(ctx context.Context, shard stream.ShardID, after stream.Posit
 	if err != nil {
 		return nil, err
 	}
-	if end := s.tip().Seq; seq > end {
+	s.mu.Lock()
+	end := s.next - 1
+	s.mu.Unlock()
+	if seq > end {
 		return nil, fmt.Errorf("position %s is beyond the end of %s %s, which is %q: the log was restored from an older copy or replaced; "+
 			"reset the consumer's checkpoint", after, l.name, shard, formatPosition(end))
 	}

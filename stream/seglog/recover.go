@@ -1,6 +1,7 @@
 package seglog
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -145,7 +146,7 @@ func (l *Log) setAsideUnborn(ids []uint64) ([]uint64, error) {
 // quarantine moves a file out of the stream's directory and returns where it is.
 func (l *Log) quarantine(path string) (string, error) {
 	dir := l.fs.PathJoin(l.store.cfg.Dir, quarantineDir, l.name)
-	if err := makeDir(l.fs, dir); err != nil {
+	if err := vfs.MakeDir(l.fs, dir); err != nil {
 		return "", err
 	}
 	to := l.fs.PathJoin(dir, fmt.Sprintf("%s.%d", l.fs.PathBase(path), time.Now().UnixNano()))
@@ -358,7 +359,7 @@ func (l *Log) openLast(id uint64) (_ *committer, err error) {
 	if err := syncDir(l.fs, l.dir); err != nil {
 		return nil, err
 	}
-	if err := l.raise(seg, t); err != nil {
+	if err := l.raise(seg, t, h.shards); err != nil {
 		return nil, err
 	}
 	c := &committer{
@@ -380,8 +381,10 @@ func (l *Log) wholeIndex(id uint64) (indexHeader, memIndex, error) {
 	return loadIndex(f, id, l.salt)
 }
 
+func byNumber(s shardStart, num uint32) int { return cmp.Compare(s.num, num) }
+
 // raise makes the shards from the metadata and the last segment.
-func (l *Log) raise(seg *segment, t *tally) error {
+func (l *Log) raise(seg *segment, t *tally, starts []shardStart) error {
 	var open []*shard
 	for i := range l.meta.Shards {
 		m := &l.meta.Shards[i]
@@ -392,6 +395,12 @@ func (l *Log) raise(seg *segment, t *tally) error {
 		if x, ok := t.mem[m.Num]; ok {
 			s.start, s.blocks, s.last = x.start, x.blocks, x.last
 			s.next = max(s.next, x.next)
+			if s.newest == 0 {
+				s.newest = s.next - 1
+				if i, ok := slices.BinarySearchFunc(starts, m.Num, byNumber); ok && len(x.blocks) == 0 {
+					s.newest -= uint64(starts[i].skipped)
+				}
+			}
 		}
 		if !s.closed {
 			open = append(open, s)

@@ -91,6 +91,11 @@ func (c *committer) passed(now time.Time) ([]*segment, error) {
 		if s.last >= before && (l.meta.RetentionBytes == 0 || total <= l.meta.RetentionBytes) {
 			break
 		}
+		if held, err := c.needed(s); err != nil {
+			return nil, err
+		} else if held {
+			break
+		}
 		total -= s.size
 	}
 	m := l.meta.clone()
@@ -125,6 +130,48 @@ func (c *committer) passed(now time.Time) ([]*segment, error) {
 	}
 	l.mu.Unlock()
 	return gone, nil
+}
+
+// Hold keeps retention from removing records that somebody must still read: those after the position that need returns for their
+// shard. It is asked by the retention loop, before each segment goes, and must not call the log. The log may outgrow its
+// retention meanwhile; the disk's reserve is what stops it then (stream.ErrFull), since a refusal is better than a loss (P7).
+func (l *Log) Hold(need func(shard stream.ShardID) (stream.Position, error)) { l.need.Store(&need) }
+
+// needed tells whether a segment has records that Hold asks for.
+func (c *committer) needed(seg *segment) (bool, error) {
+	need := c.l.need.Load()
+	if need == nil {
+		return false, nil
+	}
+	for i := range c.l.meta.Shards {
+		m := &c.l.meta.Shards[i]
+		e, ok, err := c.l.bounds(seg, m.Num)
+		if err != nil {
+			return false, err
+		}
+		if !ok || e.next == e.start {
+			continue
+		}
+		pos, err := (*need)(shardID(m.Num))
+		if err != nil {
+			return false, err
+		}
+		seq := uint64(0)
+		if pos != "" {
+			if seq, err = parsePosition(pos); err != nil {
+				return false, err
+			}
+		}
+		if e.next-1 > seq {
+			if !c.l.holding {
+				c.l.log.Warn("retention waits for a consumer that is behind", "stream", c.l.name, "shard", string(shardID(m.Num)))
+			}
+			c.l.holding = true
+			return true, nil
+		}
+	}
+	c.l.holding = false
+	return false, nil
 }
 
 // emptied returns the closed shards that hold nothing any more: they are no longer listed. One that never held a record stays

@@ -1,8 +1,11 @@
 package seglog
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"math"
+	"slices"
 	"time"
 
 	"github.com/milepost/milepost/internal/vfs"
@@ -18,7 +21,7 @@ func (in *inspection) salvage(sv *survey) error {
 	}
 	if sv.found {
 		dir := l.fs.PathJoin(l.store.cfg.Dir, quarantineDir, l.name)
-		if err := makeDir(l.fs, dir); err != nil {
+		if err := vfs.MakeDir(l.fs, dir); err != nil {
 			return err
 		}
 		// A second name first, so that the damaged file is under one name or the other whatever happens.
@@ -58,6 +61,7 @@ func (in *inspection) rewrite(sv *survey, path string) (h segmentHeader, err err
 	for num, s := range sv.tally.mem {
 		h.shards = append(h.shards, shardStart{num: num, next: s.start, last: in.last[num]})
 	}
+	slices.SortFunc(h.shards, byStart)
 	h.length = int64(segmentHeaderSize(len(h.shards)))
 	for _, k := range sv.kept {
 		h.length += int64(k.size())
@@ -106,6 +110,8 @@ func (in *inspection) rewrite(sv *survey, path string) (h segmentHeader, err err
 	return h, nil
 }
 
+func byStart(a, b shardStart) int { return cmp.Compare(a.num, b.num) }
+
 func (k *keptGroup) size() int {
 	n := groupHead(len(k.blocks))
 	for i := range k.blocks {
@@ -118,12 +124,13 @@ func (k *keptGroup) size() int {
 // bytes or more: every shard goes on behind that many, so that no position a consumer has seen is given out again.
 func (in *inspection) follow(sv *survey, h segmentHeader) error {
 	l := in.l
-	lost := uint64(max(sv.size-h.length, 0))/2 + 1
+	lost := min(uint64(max(sv.size-h.length, 0))/2+1, math.MaxUint32)
 	next := &segment{id: sv.id + 1, path: l.fs.PathJoin(l.dir, segmentName(sv.id+1))}
 	nh := segmentHeader{id: next.id, salt: l.salt, created: time.Now().UnixMilli(), prev: h.length}
 	for num, s := range sv.tally.mem {
-		nh.shards = append(nh.shards, shardStart{num: num, next: s.next + lost, last: s.last})
+		nh.shards = append(nh.shards, shardStart{num: num, skipped: uint32(lost), next: s.next + lost, last: s.last})
 	}
+	slices.SortFunc(nh.shards, byStart)
 	f, _, err := l.createSegment(next, &nh)
 	if err != nil {
 		return err

@@ -130,6 +130,7 @@ func Open(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.keys = newKeyCache()
 	if err := s.openLogs(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -144,8 +145,8 @@ func openDir(cfg Config) (*Store, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, cache: newIndexCache(cfg.CacheBytes), keys: newKeyCache(), stop: make(chan struct{}), logs: map[string]*Log{}}
-	if err := makeDir(cfg.FS, cfg.FS.PathJoin(cfg.Dir, streamsDir)); err != nil {
+	s := &Store{cfg: cfg, cache: newIndexCache(cfg.CacheBytes), stop: make(chan struct{}), logs: map[string]*Log{}}
+	if err := vfs.MakeDir(cfg.FS, cfg.FS.PathJoin(cfg.Dir, streamsDir)); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
 	var err error
@@ -156,23 +157,6 @@ func openDir(cfg Config) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("open log: %w", err), s.lock.Close())
 	}
 	return s, nil
-}
-
-// makeDir makes a directory and its parents, durable as far as they are ours to sync.
-func makeDir(fsys vfs.FS, dir string) error {
-	if _, err := fsys.Stat(dir); err == nil {
-		return nil
-	}
-	if err := fsys.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("make %s: %w", dir, err)
-	}
-	for range 2 { // the last two names may be new
-		if err := syncDir(fsys, dir); err != nil {
-			return err
-		}
-		dir = fsys.PathDir(dir)
-	}
-	return syncDir(fsys, dir)
 }
 
 func (s *Store) streamDir(name string) string { return s.cfg.FS.PathJoin(s.cfg.Dir, streamsDir, name) }

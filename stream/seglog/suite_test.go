@@ -3,6 +3,7 @@ package seglog
 import (
 	"context"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -19,6 +20,9 @@ func TestContract(t *testing.T) {
 	for name, cfg := range map[string]func(*testing.T) Config{
 		"disk":   func(t *testing.T) Config { return Config{Dir: t.TempDir()} },
 		"memory": func(*testing.T) Config { return Config{Dir: "log", FS: vfs.NewCrashable()} },
+		"delayed": func(*testing.T) Config {
+			return Config{Dir: "log", FS: vfs.NewCrashable(), SyncDelay: 50 * time.Microsecond}
+		},
 		"tiny segments": func(*testing.T) Config {
 			return Config{Dir: "log", FS: vfs.NewCrashable(), SegmentBytes: 400, CacheBytes: 300}
 		},

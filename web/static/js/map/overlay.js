@@ -9,9 +9,10 @@ import {FRAGMENT, VERTEX} from './shaders.js';
 const STRIDE = 36; // bytes: 4 int32, 4 float32, 4 uint8
 const JUMP = 0.0005; // of the world's width, some 20 km at the equator: too far to have driven, so no gliding
 const PULSE = 2200; // ms
+const SLOW = 45; // ms from drawing to the next frame: past it the machine has no graphics to spare
 
 // radiusAt is a vehicle's radius in CSS pixels at a zoom.
-export const radiusAt = (zoom) => Math.max(2.2, Math.min(9.5, 2.2 + (zoom - 2) * 0.85));
+export const radiusAt = (zoom) => Math.max(2.3, Math.min(9.5, 2.3 + (zoom - 3.2) * 0.95));
 
 export class Overlay {
 	// camera() returns {lon, lat, zoom}; show() says which vehicles to draw, worst first.
@@ -25,6 +26,7 @@ export class Overlay {
 		this.glides = new Glides(fleet);
 		this.base = performance.now();
 		this.frames = {drawn: 0, ms: 0};
+		this.cost = 0; // ms from a drawing to the next frame, smoothed
 		canvas.addEventListener('webglcontextlost', (e) => e.preventDefault());
 		canvas.addEventListener('webglcontextrestored', () => this.#setUp() && this.draw());
 		this.ok = this.#setUp();
@@ -143,7 +145,7 @@ export class Overlay {
 				gl.bufferData(gl.ARRAY_BUFFER, this.u8.subarray(0, this.count * STRIDE), gl.DYNAMIC_DRAW);
 				this.dirty = false;
 			}
-			const pulse = reducedMotion() ? -1 : (began % PULSE) / PULSE;
+			const pulse = reducedMotion() || this.cost > SLOW ? -1 : (began % PULSE) / PULSE;
 			gl.uniform2i(this.at('u_center'), merc.ix(lon), merc.iy(lat));
 			gl.uniform2f(this.at('u_view'), w / 2, h / 2);
 			gl.uniform1f(this.at('u_world'), merc.worldSize(zoom));
@@ -154,17 +156,38 @@ export class Overlay {
 			gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.count);
 		}
 		this.last = began;
+		this.#time();
 		this.frames.drawn++;
 		this.frames.ms += performance.now() - began;
+	}
+
+	// #time learns what a drawing costs here. Only the frame after it tells: the work is done on other threads.
+	#time() {
+		if (this.timing) return;
+		this.timing = true;
+		const began = performance.now();
+		requestAnimationFrame(() => {
+			this.timing = false;
+			this.cost += (Math.min(500, performance.now() - began) - this.cost) * 0.1;
+		});
 	}
 
 	// wake draws in the next frame and goes on while something moves that one could see.
 	wake() {
 		this.due = true;
-		if (!this.asked) {
-			this.asked = true;
-			requestAnimationFrame(this.tick);
+		this.#ask(0);
+	}
+
+	// #ask has tick called after a while; sooner than was asked before, if so.
+	#ask(wait) {
+		if (this.asked) return;
+		clearTimeout(this.timer);
+		if (wait >= 40) {
+			this.timer = setTimeout(() => this.#ask(0), Math.min(wait - 16, 60_000));
+			return;
 		}
+		this.asked = true;
+		requestAnimationFrame(this.tick);
 	}
 
 	tick(now) {
@@ -174,11 +197,7 @@ export class Overlay {
 			this.due = false;
 			this.draw();
 		}
-		if (wait < Infinity && !document.hidden && !this.asked) {
-			this.asked = true;
-			if (wait < 40) requestAnimationFrame(this.tick);
-			else setTimeout(() => requestAnimationFrame(this.tick), wait - 16);
-		}
+		if (wait < Infinity && !document.hidden) this.#ask(wait);
 	}
 
 	// #interval is how long the picture stays true: until the fastest vehicle has moved half a pixel.
@@ -187,7 +206,9 @@ export class Overlay {
 		const {lat, zoom} = this.camera();
 		const perMetre = merc.worldSize(zoom) / (40_075_017 * Math.cos((lat * Math.PI) / 180));
 		const move = this.fastest > 0 ? 500 / (this.fastest * perMetre) : Infinity;
-		return Math.max(0, Math.min(move, this.critical ? 42 : Infinity, 1e9));
+		// A machine that draws in software spends at most a third of its time on vehicles, and none on pulsing.
+		if (this.cost > SLOW) return Math.max(move, 3 * this.cost);
+		return Math.min(move, this.critical ? 42 : Infinity);
 	}
 
 	// pick returns the vehicle nearest to a point of the canvas within reach, or -1.

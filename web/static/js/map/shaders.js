@@ -12,6 +12,9 @@ uniform vec2 u_view;      // half the canvas, CSS pixels
 uniform float u_world;    // the world's width, CSS pixels
 uniform float u_now;
 uniform float u_radius;
+uniform vec3 u_state[3];
+uniform vec3 u_severity[4];
+flat out vec3 v_body;
 out vec2 v_at;            // in radii, y up
 flat out vec2 v_heading;  // cos, sin; (2, 0) if none
 flat out uvec3 v_look;
@@ -25,14 +28,17 @@ void main() {
 	vec2 from = vec2(a_path.xy - u_center) * SCALE;
 	vec2 way = vec2(a_path.zw - a_path.xy) * SCALE;
 	vec2 px = (from + way * t) * u_world;
-	float reach = a_look.z > 0u || a_look.y > 2u ? 3.2 : 1.7;
+	bool arrow = a_motion.w > -500.0 && a_look.w > 0u && u_radius > 3.6;
+	// No larger than what is drawn: every pixel of the quad costs.
+	float reach = a_look.z > 0u ? 2.7 : a_look.y > 2u ? 3.2 : (arrow ? 1.35 : 0.8) + 1.6 / u_radius;
 	vec2 corner = CORNERS[gl_VertexID];
 	v_at = corner * reach;
 	px += vec2(corner.x, -corner.y) * reach * u_radius;
 	gl_Position = vec4(px.x / u_view.x, -px.y / u_view.y, 0.0, 1.0);
 	v_look = a_look.xyz;
+	v_body = a_look.y > 0u ? u_severity[min(a_look.y, 3u)] : u_state[min(a_look.x, 2u)];
 	v_heading = vec2(2.0, 0.0);
-	if (a_motion.w > -500.0 && a_look.w > 0u) {
+	if (arrow) {
 		float turn = mod(a_motion.w - a_motion.z + 540.0, 360.0) - 180.0;
 		float a = radians(a_motion.z + turn * t);
 		v_heading = vec2(cos(a), sin(a));
@@ -44,11 +50,10 @@ precision highp float;
 in vec2 v_at;
 flat in vec2 v_heading;
 flat in uvec3 v_look;
+flat in vec3 v_body;
 uniform float u_radius;
 uniform float u_dim;      // opacity of vehicles that are not marked
 uniform float u_pulse;    // 0 to 1, or -1 for a still ring
-uniform vec3 u_state[3];
-uniform vec3 u_severity[4];
 uniform vec3 u_edge;
 uniform vec3 u_mark;
 out vec4 color;
@@ -71,9 +76,8 @@ void over(inout vec4 below, vec3 rgb, float a) {
 void main() {
 	float px = 1.0 / u_radius;  // one CSS pixel, in radii
 	bool offline = v_look.x == 2u;
-	vec3 body = v_look.y > 0u ? u_severity[v_look.y] : u_state[v_look.x];
 	float d;
-	if (v_heading.x < 1.5 && u_radius > 3.4) {
+	if (v_heading.x < 1.5) {
 		vec2 p = vec2(v_at.x * v_heading.x - v_at.y * v_heading.y, v_at.x * v_heading.y + v_at.y * v_heading.x);
 		d = drop(p + vec2(0.0, 0.14), 0.74, 0.08, 1.35);
 	} else {
@@ -84,7 +88,7 @@ void main() {
 	if (v_look.y > 2u) {
 		float r = u_pulse < 0.0 ? 1.9 : 1.0 + 1.9 * u_pulse;
 		float fade = u_pulse < 0.0 ? 0.45 : 0.5 * (1.0 - u_pulse);
-		over(color, u_severity[3], fade * (1.0 - smoothstep(0.0, soft * 2.0, abs(length(v_at) - r) - px)));
+		over(color, v_body, fade * (1.0 - smoothstep(0.0, soft * 2.0, abs(length(v_at) - r) - px)));
 	}
 	if (v_look.z > 0u) {
 		float r = v_look.z == 2u ? 2.3 : 2.0;
@@ -95,7 +99,7 @@ void main() {
 	}
 	float edge = u_radius > 3.4 ? 1.3 * px : 0.5 * px;
 	over(color, u_edge, 1.0 - smoothstep(-soft, soft, d - edge));
-	over(color, body, 1.0 - smoothstep(-soft, soft, d));
+	over(color, v_body, 1.0 - smoothstep(-soft, soft, d));
 	if (offline && v_look.y == 0u && u_radius > 3.4) {
 		over(color, u_edge, 1.0 - smoothstep(-soft, soft, length(v_at) - 0.42));
 	}

@@ -9,7 +9,7 @@ const EXAMPLES = [
 	['Readings in the last hour, by vehicle', "SELECT vehicle_id, count(*) AS readings, max(speed) AS top_speed, avg(fuel) AS fuel\nFROM readings\nWHERE event_time > now() - INTERVAL 1 HOUR\nGROUP BY vehicle_id\nORDER BY readings DESC\nLIMIT 100"],
 	['Vehicles that are low on fuel', 'SELECT *\nFROM vehicles\nWHERE fuel < 15\nORDER BY fuel'],
 	['Alerts by rule, last 7 days', "SELECT rule, severity, count(*) AS alerts, count(DISTINCT vehicle_id) AS vehicles\nFROM alerts\nGROUP BY rule, severity\nORDER BY alerts DESC"],
-	['Daily figures', 'SELECT *\nFROM daily_kpis\nORDER BY day DESC, vehicle_id\nLIMIT 200'],
+	['Daily figures', 'SELECT *\nFROM daily_kpis\nORDER BY date DESC, vehicle_id\nLIMIT 200'],
 	['How late readings arrive', "SELECT date_trunc('hour', event_time) AS hour, count(*) AS readings,\n  avg(epoch_ms(arrival_time) - epoch_ms(event_time)) / 1000 AS mean_seconds_late\nFROM readings\nGROUP BY hour\nORDER BY hour DESC\nLIMIT 48"],
 	['Cargo that got too warm', "SELECT vehicle_id, min(event_time) AS first, max(event_time) AS last, max(cargo_temp) AS warmest\nFROM readings\nWHERE cargo_temp > 8\nGROUP BY vehicle_id\nORDER BY warmest DESC"],
 ];
