@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -119,8 +120,8 @@ func docServer(t *testing.T) *server {
 	return s
 }
 
-// TestDocCommands runs every block that is marked <!-- run -->, page by page, in one directory for each page and with the built
-// program as milepost. What the pages write as the demo's address is this server's.
+// TestDocCommands runs every block that is marked <!-- run -->, page by page, in one directory for each page and with the program
+// as milepost. The demo's address is this server's.
 func TestDocCommands(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the program")
@@ -137,13 +138,12 @@ func TestDocCommands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The test binary is the program with MILEPOST_MAIN=1: see TestMain.
-	if err := os.Symlink(self, filepath.Join(bin, "milepost")); err != nil {
-		t.Fatal(err)
-	}
 	s := docServer(t)
-	root, err := filepath.Abs("../..")
-	if err != nil {
+	addr := "http://" + s.listener.Addr().String()
+	// The test binary is the program with MILEPOST_MAIN=1: see TestMain. Commands that default to the demo's address get this server's.
+	script := fmt.Sprintf("#!/bin/sh\nMILEPOST_MAIN=1; export MILEPOST_MAIN\ncase $1 in\nsql) exec %[1]q \"$@\" --addr %[2]s ;;\n"+
+		"sim|replay) exec %[1]q \"$@\" --to %[2]s ;;\nesac\nexec %[1]q \"$@\"\n", self, addr)
+	if err := os.WriteFile(filepath.Join(bin, "milepost"), []byte(script), 0o755); err != nil { //nolint:gosec // a program
 		t.Fatal(err)
 	}
 	dirs := map[string]string{}
@@ -151,15 +151,15 @@ func TestDocCommands(t *testing.T) {
 		if dirs[b.page] == "" {
 			dirs[b.page] = t.TempDir()
 		}
-		text := strings.NewReplacer(
-			"127.0.0.1:8080", s.listener.Addr().String(), "localhost:8080", s.listener.Addr().String(), "go run ./cmd/milepost", "milepost",
-		).Replace(b.text)
-		// A block that succeeds says so by its last command too: -e and pipefail end it at the first failure.
-		cmd := exec.CommandContext(t.Context(), sh, "-euo", "pipefail", "-c", text)
-		cmd.Dir = dirs[b.page]
-		cmd.Env = append(os.Environ(), "MILEPOST_MAIN=1", "PATH="+bin+string(os.PathListSeparator)+os.Getenv("PATH"), "MILEPOST_SOURCE="+root,
-			"MILEPOST_DATA="+s.cfg.Data, "MILEPOST_ADDR=http://"+s.listener.Addr().String())
-		if out, err := cmd.CombinedOutput(); err != nil {
+		text := strings.ReplaceAll(b.text, "http://127.0.0.1:8080", addr)
+		// -e and pipefail end a block at its first failure.
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		cmd := exec.CommandContext(ctx, sh, "-euo", "pipefail", "-c", text)
+		cmd.Dir, cmd.WaitDelay = dirs[b.page], time.Second
+		cmd.Env = append(os.Environ(), "PATH="+bin+string(os.PathListSeparator)+os.Getenv("PATH"))
+		out, err := cmd.CombinedOutput()
+		cancel()
+		if err != nil {
 			t.Errorf("%s:%d: %v\n%s\n%s", b.page, b.line, err, text, out)
 		}
 	}
@@ -178,6 +178,58 @@ func TestDocSQL(t *testing.T) {
 			}
 			if _, err := s.sql.Query(t.Context(), statement, query.JSON, query.Limits{}, io.Discard); err != nil {
 				t.Errorf("%s:%d: %v\n%s", b.page, b.line, err, statement)
+			}
+		}
+	}
+}
+
+// TestDocMetrics checks that every metric which the pages name is one that the server has.
+func TestDocMetrics(t *testing.T) {
+	s := docServer(t)
+	families, err := s.reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := map[string]bool{}
+	for _, f := range families {
+		known[f.GetName()] = true
+	}
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	suffix := regexp.MustCompile(`_(bucket|sum|count)$`)
+	for _, page := range append([]string{"../../README.md"}, pages...) {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range regexp.MustCompile(`milepost_[a-z0-9_]*[a-z0-9]\b`).FindAllString(string(text), -1) {
+			if !known[name] && !known[suffix.ReplaceAllString(name, "")] {
+				t.Errorf("%s names %s, which /metrics does not have", filepath.Base(page), name)
+			}
+		}
+	}
+}
+
+// TestDocLinks checks that every relative link of the pages leads to a file.
+func TestDocLinks(t *testing.T) {
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	link := regexp.MustCompile(`\]\(([^)#\s]+)(#[^)]*)?\)`)
+	for _, page := range append(pages, "../../README.md", "../../ARCHITECTURE.md", "../../CONTRIBUTING.md") {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(filepath.Dir(page), m[1])); err != nil {
+				t.Errorf("%s links to %s, which is not there", filepath.Base(page), m[1])
 			}
 		}
 	}
