@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -67,9 +68,6 @@ func runCheck(_ context.Context, e *env, args []string) error {
 	if err != nil {
 		return &usageError{err}
 	}
-	if _, err := rule.Compile(specs, cfg.catalog()); err != nil {
-		return &usageError{err}
-	}
 	if _, err := cfg.Alerts.Sinks(slog.New(slog.DiscardHandler)); err != nil {
 		return &usageError{fmt.Errorf("alerts.%w", err)}
 	}
@@ -114,7 +112,7 @@ func runCheck(_ context.Context, e *env, args []string) error {
 		if s.Disabled {
 			state += " (disabled)"
 		}
-		row("rule "+s.Name, "%s: %s", s.Severity, state)
+		row("rule "+s.Name, "%s: %s", cmp.Or(s.Severity, rule.Warning), state)
 	}
 	for _, sev := range []string{rule.Info, rule.Warning, rule.Critical} {
 		row("alerts "+sev, "to %s", orNone(strings.Join(cfg.Alerts.Route(sev), ", ")))
