@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -124,7 +125,7 @@ func runCheck(_ context.Context, e *env, args []string) error {
 		if s.Disabled {
 			state += " (disabled)"
 		}
-		row("rule "+s.Name, "%s: %s", s.Severity, state)
+		row("rule "+s.Name, "%s: %s", cmp.Or(s.Severity, rule.Warning), state)
 	}
 	for _, sev := range []string{rule.Info, rule.Warning, rule.Critical} {
 		row("alerts "+sev, "to %s", orNone(strings.Join(cfg.Alerts.Route(sev), ", ")))
@@ -207,6 +208,9 @@ func (c *Config) secretsHidden() []string {
 	}
 	for i := range c.Alerts.Email {
 		look(c.Alerts.Email[i].Password, "alerts.email[%d].password", i)
+	}
+	for i := range c.Kinesis.AccessKeys {
+		look(c.Kinesis.AccessKeys[i].Secret, "kinesis.access_keys[%d].secret", i)
 	}
 	return keys
 }

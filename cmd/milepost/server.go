@@ -405,8 +405,13 @@ func (s *server) openWeb() error {
 // ready tells whether data is taken: 200 or 503 with the reason. With caught_up it waits, up to a second, until everything that
 // the log held at the call is processed; with archived too, until it is Parquet.
 func (s *server) ready(w http.ResponseWriter, r *http.Request) {
-	if err := s.readings.Stats().Fenced; err != nil {
+	stats := s.readings.Stats()
+	if err := stats.Fenced; err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	if stats.Full {
+		http.Error(w, stream.ErrFull.Error(), http.StatusServiceUnavailable)
 		return
 	}
 	q := r.URL.Query()
