@@ -24,6 +24,7 @@ import (
 type subscriber struct {
 	t    testing.TB
 	body io.ReadCloser
+	buf  []byte // of nextCount
 }
 
 type event struct {
@@ -389,4 +390,20 @@ func TestKill(t *testing.T) {
 	if found != len(acked) {
 		t.Errorf("%d of %d acknowledged records are there", found, len(acked))
 	}
+}
+
+// nextCount returns how many records the next event has, without decoding it; false at the stream's end.
+func (s *subscriber) nextCount() (int, bool) {
+	var size [4]byte
+	if _, err := io.ReadFull(s.body, size[:]); err != nil {
+		return 0, false
+	}
+	n := int(binary.BigEndian.Uint32(size[:]))
+	if cap(s.buf) < n {
+		s.buf = make([]byte, n)
+	}
+	if _, err := io.ReadFull(s.body, s.buf[:n-len(size)]); err != nil {
+		return 0, false
+	}
+	return bytes.Count(s.buf[:n-len(size)], []byte(`"PartitionKey"`)), true
 }

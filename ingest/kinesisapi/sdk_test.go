@@ -22,6 +22,11 @@ func existsWaiter(c *kinesis.Client) *kinesis.StreamExistsWaiter {
 	})
 }
 
+func createFour(t testing.TB, c *kinesis.Client) error {
+	_, err := c.CreateStream(t.Context(), &kinesis.CreateStreamInput{StreamName: aws.String("bench"), ShardCount: aws.Int32(4)})
+	return err
+}
+
 func TestSDKPutAndRead(t *testing.T) {
 	d := openDoor(t, vfs.NewCrashable(), nil)
 	c := sdk(t, d.listen(t), "id", "secret")
