@@ -3,6 +3,7 @@ package kinesisapi
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
@@ -406,4 +407,41 @@ func (s *subscriber) nextCount() (int, bool) {
 		return 0, false
 	}
 	return bytes.Count(s.buf[:n-len(size)], []byte(`"PartitionKey"`)), true
+}
+
+// TestTLS speaks HTTP/2 by ALPN, and HTTP/1.1 with those who know no other.
+func TestTLS(t *testing.T) {
+	d := openDoor(t, vfs.NewCrashable(), nil)
+	conf, err := selfSigned()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- d.Serve(ln, conf) }()
+	for _, h2 := range []bool{false, true} {
+		tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: h2}
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+ln.Addr().String(), strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", wire.JSON.ContentType())
+		r.Header.Set("X-Amz-Target", target+"ListStreams")
+		resp, err := (&http.Client{Transport: tr}).Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusOK || (resp.ProtoMajor == 2) != h2 {
+			t.Errorf("h2=%v: got %s %s", h2, resp.Proto, resp.Status)
+		}
+		tr.CloseIdleConnections()
+	}
+	d.close(t)()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
 }
