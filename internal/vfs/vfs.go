@@ -39,3 +39,6 @@ func NewCrashable() *MemFS { return vfs.NewCrashableMem() }
 //
 //nolint:gochecknoglobals // a stateless value
 var SequentialReads = vfs.SequentialReadsOption
+
+// LinkOrCopy gives a file a second name, or copies it where the file system cannot.
+func LinkOrCopy(fs FS, oldname, newname string) error { return vfs.LinkOrCopy(fs, oldname, newname) }

@@ -80,8 +80,8 @@ func (l *Log) Append(ctx context.Context, recs []stream.Record) error {
 	for i := range recs {
 		recs[i].Shard, recs[i].Pos, recs[i].Time = "", "", time.Time{}
 	}
-	if len(recs) == 0 {
-		return ctx.Err()
+	if err := ctx.Err(); err != nil || len(recs) == 0 {
+		return err
 	}
 	var why error // the first reason why a record is not stored
 	stored := 0
@@ -120,7 +120,7 @@ func (l *Log) appendSome(ctx context.Context, recs []stream.Record) (n, stored i
 	n, size, bad := l.route(r, recs)
 	if r.count == 0 {
 		l.store.requests.put(r)
-		return n, 0, bad, ctx.Err()
+		return n, 0, bad, nil
 	}
 	r.encode(recs[:n], size)
 	r.room = min(int64(size), l.store.cfg.QueueBytes)

@@ -260,6 +260,7 @@ func (c *committer) publish() {
 		for len(blocks) > 0 && blocks[0].shard == s.num {
 			s.blocks = append(s.blocks, blocks[0].block)
 			s.next = blocks[0].end()
+			s.newest = s.next - 1
 			records += int(blocks[0].count)
 			blocks = blocks[1:]
 		}
@@ -439,7 +440,7 @@ func (l *Log) createSegment(seg *segment, h *segmentHeader) (file vfs.File, writ
 func (l *Log) starts() []shardStart {
 	st := make([]shardStart, 0, len(l.shards))
 	for _, s := range l.shards { // written by the committer alone, which is who asks
-		st = append(st, shardStart{num: s.num, next: s.next, last: s.last})
+		st = append(st, shardStart{num: s.num, skipped: uint32(s.next - 1 - s.newest), next: s.next, last: s.last})
 	}
 	return st
 }

@@ -52,9 +52,10 @@ type segmentHeader struct {
 const flagSalvaged = 1 // sequences may have gaps
 
 type shardStart struct {
-	num  uint32
-	next uint64 // sequence of the next record at the segment's start
-	last int64  // ms; time of the record before
+	num     uint32
+	skipped uint32 // so many sequences before next hold no record: Salvage gives none out twice
+	next    uint64 // sequence of the next record at the segment's start
+	last    int64  // ms; time of the newest record before
 }
 
 func segmentHeaderSize(shards int) int { return segmentFixed + shards*segmentEntry + segmentTrailer }
@@ -74,6 +75,7 @@ func (h *segmentHeader) encode() []byte {
 	p := segmentFixed
 	for _, s := range h.shards {
 		le.PutUint32(b[p:], s.num)
+		le.PutUint32(b[p+4:], s.skipped)
 		le.PutUint64(b[p+8:], s.next)
 		le.PutUint64(b[p+16:], uint64(s.last))
 		p += segmentEntry
@@ -122,7 +124,7 @@ func decodeSegmentHeader(b []byte, id, salt uint64) (h segmentHeader, size int, 
 	}
 	for i := range h.shards {
 		e := b[segmentFixed+i*segmentEntry:]
-		h.shards[i] = shardStart{num: le.Uint32(e), next: le.Uint64(e[8:]), last: int64(le.Uint64(e[16:]))}
+		h.shards[i] = shardStart{num: le.Uint32(e), skipped: le.Uint32(e[4:]), next: le.Uint64(e[8:]), last: int64(le.Uint64(e[16:]))}
 	}
 	return h, size, nil
 }

@@ -222,6 +222,31 @@ func (l *Log) Tip(_ context.Context, id stream.ShardID) (stream.Tip, error) {
 	return s.tip(), nil
 }
 
+// Oldest returns the position after which the oldest record that retention has left comes: where a read from "" begins. It equals
+// the tip's if nothing is left. The lag of a consumer counts from here if its own position is older.
+func (l *Log) Oldest(_ context.Context, id stream.ShardID) (stream.Position, error) {
+	s, err := l.shard(id)
+	if err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	start, newest := s.start, s.newest
+	s.mu.Unlock()
+	l.mu.RLock()
+	segs := l.segments
+	l.mu.RUnlock()
+	if len(segs) > 0 { // a segment that was sealed since start was read is among them
+		e, ok, err := l.bounds(segs[0], s.num)
+		if err != nil {
+			return "", err
+		}
+		if start = 1; ok {
+			start = e.start
+		}
+	}
+	return formatPosition(min(start-1, newest)), nil
+}
+
 // Count implements stream.Tipper. It is 0 for a position that is none.
 func (l *Log) Count(_ stream.ShardID, pos stream.Position) uint64 {
 	seq, err := parsePosition(pos)

@@ -15,7 +15,7 @@ import (
 
 const (
 	readWindow = 256 << 10 // neighbouring blocks are read together up to this size
-	readGap    = 16 << 10  // over foreign bytes up to this many: copying them costs less than another system call
+	readGap    = 4 << 10   // over foreign bytes up to this many: copying them costs less than another system call
 	readKeep   = 1 << 20   // a larger buffer, which one large block needed, is given up afterwards
 )
 
@@ -32,16 +32,30 @@ type reader struct {
 	at     int     // the next of blocks to be read
 
 	buf    []byte // the window
-	loaded []block
-	off    int64  // of buf in the segment
-	rest   []byte // of the block in hand
-	left   uint32 // records in rest
+	runs   []run  // what it was read as
+	window []placed
+	loaded []placed // the part of window that is not in hand yet
+	rest   []byte   // of the block in hand
+	left   uint32   // records in rest
+	begin  int64    // of the block in hand in the segment
 	time   time.Time
 
 	recs   []stream.Record
 	pos    positions
 	wakeup chan struct{}
 	closed bool
+}
+
+// A run is neighbouring blocks that are read with one system call.
+type run struct {
+	off  int64
+	size int
+}
+
+// placed is a block and where in the window it is.
+type placed struct {
+	block
+	at int
 }
 
 // Read implements stream.Log. A position beyond the shard's end is an error: the log has lost what was read before, or it is
@@ -58,7 +72,10 @@ func (l *Log) Read(ctx context.Context, shard stream.ShardID, after stream.Posit
 	if err != nil {
 		return nil, err
 	}
-	if end := s.tip().Seq; seq > end {
+	s.mu.Lock()
+	end := s.next - 1
+	s.mu.Unlock()
+	if seq > end {
 		return nil, fmt.Errorf("position %s is beyond the end of %s %s, which is %q: the log was restored from an older copy or replaced; "+
 			"reset the consumer's checkpoint", after, l.name, shard, formatPosition(end))
 	}
@@ -89,7 +106,7 @@ func (r *reader) Next(ctx context.Context, max int) ([]stream.Record, error) {
 			return nil, err
 		}
 		if r.at < len(r.blocks) {
-			if err := r.load(); err != nil {
+			if err := r.load(max); err != nil {
 				return nil, err
 			}
 			continue
@@ -220,46 +237,69 @@ func (r *reader) turn(seg *segment, blocks []block) error {
 	return nil
 }
 
-// load reads a window of blocks from r.at on and checks them.
-func (r *reader) load() error {
-	first := &r.blocks[r.at]
-	begin, end, n := int64(first.off), int64(first.off)+int64(first.size), 1
-	for _, b := range r.blocks[r.at+1:] {
-		if to := int64(b.off) + int64(b.size); int64(b.off)-end <= readGap && to-begin <= readWindow {
-			end = to
-			n++
-			continue
-		}
-		break
-	}
-	size := int(end - begin)
+// load reads a window of blocks from r.at on and checks them: neighbours with one system call, and further ones until there are
+// enough records for the caller.
+func (r *reader) load(most int) error {
+	size := r.plan(most)
 	if cap(r.buf) < size || (cap(r.buf) > readKeep && size <= readWindow) {
 		r.buf = make([]byte, max(size, min(readWindow, 2*cap(r.buf)), 4<<10))
 	}
 	r.buf = r.buf[:size]
-	if got, err := r.file.ReadAt(r.buf, begin); got < size {
-		if err == nil || errors.Is(err, io.EOF) {
-			return r.damage(begin+int64(got), "the file ends before the block does")
+	at := 0
+	for _, run := range r.runs {
+		if got, err := r.file.ReadAt(r.buf[at:at+run.size], run.off); got < run.size {
+			if err == nil || errors.Is(err, io.EOF) {
+				return r.damage(run.off+int64(got), "the file ends before the block does")
+			}
+			return fmt.Errorf("read %s at %d: %w", r.seg.path, run.off, err)
 		}
-		return fmt.Errorf("read %s at %d: %w", r.seg.path, begin, err)
+		at += run.size
 	}
-	good := 0
-	for i := range n {
-		b := &r.blocks[r.at+i]
-		p := r.buf[int64(b.off)-begin:][:b.size]
-		if r.seed.sum(int64(b.off), p) != b.crc {
+	for i := range r.loaded {
+		b := &r.loaded[i]
+		if r.seed.sum(int64(b.off), r.buf[b.at:][:b.size]) == b.crc {
+			continue
+		}
+		if i > 0 {
+			r.loaded = r.loaded[:i] // the next load begins with the bad one
 			break
 		}
-		good++
+		r.loaded = r.loaded[:0]
+		return r.damage(int64(b.off), "the checksum of records %s to %s of %s does not match", formatPosition(b.seq),
+			formatPosition(b.end()-1), r.s.id)
 	}
-	if good == 0 {
-		return r.damage(begin, "the checksum of records %s to %s of %s does not match",
-			formatPosition(first.seq), formatPosition(first.end()-1), r.s.id)
-	}
-	r.off, r.loaded = begin, r.blocks[r.at:r.at+good]
-	r.at += good
+	r.at += len(r.loaded)
 	r.l.met.readBytes.Add(float64(size))
 	return nil
+}
+
+// plan chooses what the window will hold: r.loaded the blocks, r.runs what to read for them. It returns the window's size.
+func (r *reader) plan(most int) (size int) {
+	r.window, r.runs = r.window[:0], r.runs[:0]
+	records := 0
+	for _, b := range r.blocks[r.at:] {
+		off, n := int64(b.off), int(b.size)
+		gap := int64(-1) // to the run before
+		if len(r.runs) > 0 {
+			last := &r.runs[len(r.runs)-1]
+			gap = off - last.off - int64(last.size)
+		}
+		switch {
+		case gap >= 0 && gap <= readGap && size+int(gap)+n <= readWindow:
+			r.runs[len(r.runs)-1].size += int(gap) + n
+			size += int(gap)
+		case gap < 0, records < most && size+n <= readWindow:
+			r.runs = append(r.runs, run{off, n})
+		default:
+			r.loaded = r.window
+			return size
+		}
+		r.window = append(r.window, placed{b, size})
+		size += n
+		records += int(b.count)
+	}
+	r.loaded = r.window
+	return size
 }
 
 func (r *reader) damage(off int64, format string, args ...any) error {
@@ -286,7 +326,7 @@ func (r *reader) cut(most int) ([]stream.Record, error) {
 		}
 		key, data, size := cutRecord(r.rest)
 		if size == 0 {
-			return nil, r.damage(r.off, "a block with a matching checksum holds no record where one should be")
+			return nil, r.damage(r.begin, "a block with a matching checksum holds no record where one should be")
 		}
 		rec := &out[n]
 		rec.Key, rec.Data, rec.Hash = key, data, nil
@@ -303,7 +343,7 @@ func (r *reader) cut(most int) ([]stream.Record, error) {
 func (r *reader) open() error {
 	b := &r.loaded[0]
 	r.loaded = r.loaded[1:]
-	r.rest, r.left = r.buf[int64(b.off)-r.off:][:b.size], b.count
+	r.rest, r.left, r.begin = r.buf[b.at:][:b.size], b.count, int64(b.off)
 	r.time = time.UnixMilli(b.time)
 	for seq := b.seq; seq < r.next && r.left > 0; seq++ {
 		_, _, size := cutRecord(r.rest)

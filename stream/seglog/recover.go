@@ -1,6 +1,7 @@
 package seglog
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -325,6 +326,10 @@ func (l *Log) openLast(id uint64) (_ *committer, err error) {
 	if err != nil {
 		return nil, err
 	}
+	whole := h.length != 0 // Salvage wrote it, and a crash kept it from beginning the next segment
+	if whole {
+		size = h.length
+	}
 	from, known, first := head, memIndex(nil), int64(0)
 	if ih, mem, err := l.wholeIndex(id); err == nil {
 		if ih.size > size {
@@ -354,11 +359,11 @@ func (l *Log) openLast(id uint64) (_ *committer, err error) {
 	if err := syncDir(l.fs, l.dir); err != nil {
 		return nil, err
 	}
-	if err := l.raise(seg, t); err != nil {
+	if err := l.raise(seg, t, h.shards); err != nil {
 		return nil, err
 	}
 	c := &committer{
-		l: l, file: f, seg: seg, seed: sc.seed, off: end, room: end, held: t.blocks, torn: why != "", first: t.first,
+		l: l, file: f, seg: seg, seed: sc.seed, off: end, room: end, held: t.blocks, torn: why != "" || whole, first: t.first,
 		last: max(t.last, l.meta.Created),
 	}
 	l.activeSize.Store(end)
@@ -376,8 +381,10 @@ func (l *Log) wholeIndex(id uint64) (indexHeader, memIndex, error) {
 	return loadIndex(f, id, l.salt)
 }
 
+func byNumber(s shardStart, num uint32) int { return cmp.Compare(s.num, num) }
+
 // raise makes the shards from the metadata and the last segment.
-func (l *Log) raise(seg *segment, t *tally) error {
+func (l *Log) raise(seg *segment, t *tally, starts []shardStart) error {
 	var open []*shard
 	for i := range l.meta.Shards {
 		m := &l.meta.Shards[i]
@@ -388,6 +395,12 @@ func (l *Log) raise(seg *segment, t *tally) error {
 		if x, ok := t.mem[m.Num]; ok {
 			s.start, s.blocks, s.last = x.start, x.blocks, x.last
 			s.next = max(s.next, x.next)
+			if s.newest == 0 {
+				s.newest = s.next - 1
+				if i, ok := slices.BinarySearchFunc(starts, m.Num, byNumber); ok && len(x.blocks) == 0 {
+					s.newest -= uint64(starts[i].skipped)
+				}
+			}
 		}
 		if !s.closed {
 			open = append(open, s)

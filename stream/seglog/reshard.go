@@ -92,7 +92,7 @@ func (c *committer) replace(parents []*shard, children []shardMeta) ([]stream.Sh
 	var nums []uint32
 	for _, p := range parents {
 		i := slices.IndexFunc(m.Shards, func(s shardMeta) bool { return s.Num == p.num })
-		m.Shards[i].ClosedMS, m.Shards[i].End = now, p.next-1
+		m.Shards[i].ClosedMS, m.Shards[i].End = now, p.newest
 		nums = append(nums, p.num)
 	}
 	made := make([]stream.Shard, len(children))

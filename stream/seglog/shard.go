@@ -19,6 +19,7 @@ type shard struct {
 
 	mu      sync.Mutex // guards the following; nothing blocks under it
 	next    uint64     // sequence of the next record; all before it are durable
+	newest  uint64     // sequence of the newest record: next-1, unless Salvage has skipped some
 	last    int64      // ms; time of the newest record
 	closed  bool       // takes no more records
 	seg     *segment   // the active segment, which blocks describes
@@ -37,7 +38,7 @@ type pendingPiece struct {
 func newShard(m *shardMeta, seg *segment) (*shard, error) {
 	s := &shard{num: m.Num, id: shardID(m.Num), next: 1, start: 1, seg: seg, closed: m.ClosedMS != 0}
 	if s.closed {
-		s.next = m.End + 1
+		s.next, s.newest = m.End+1, m.End
 		s.start = s.next
 	}
 	var err error
@@ -73,7 +74,7 @@ func (s *shard) forget(w chan struct{}) {
 func (s *shard) tip() stream.Tip {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t := stream.Tip{Pos: formatPosition(s.next - 1), Seq: s.next - 1}
+	t := stream.Tip{Pos: formatPosition(s.newest), Seq: s.newest}
 	if s.last != 0 {
 		t.Time = time.UnixMilli(s.last)
 	}

@@ -130,6 +130,7 @@ func Open(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.keys = newKeyCache()
 	if err := s.openLogs(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -144,7 +145,7 @@ func openDir(cfg Config) (*Store, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, cache: newIndexCache(cfg.CacheBytes), keys: newKeyCache(), stop: make(chan struct{}), logs: map[string]*Log{}}
+	s := &Store{cfg: cfg, cache: newIndexCache(cfg.CacheBytes), stop: make(chan struct{}), logs: map[string]*Log{}}
 	if err := makeDir(cfg.FS, cfg.FS.PathJoin(cfg.Dir, streamsDir)); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
