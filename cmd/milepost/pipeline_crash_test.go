@@ -99,6 +99,7 @@ func (c *crashTest) round(n int) {
 	c.t.Helper()
 	c.mu.Lock()
 	c.gone, c.cloned, c.acted, c.moment, c.until = false, false, 0, make(chan struct{}), 1+c.rng.IntN(400)
+	moment := c.moment // who closes it forgets it
 	c.mu.Unlock()
 	early := time.Duration(-1)
 	if n%4 == 3 {
@@ -136,9 +137,6 @@ func (c *crashTest) round(n int) {
 	}
 	wg.Go(func() { c.compact(ctx, s) })
 	if early < 0 {
-		c.mu.Lock()
-		moment := c.moment
-		c.mu.Unlock()
 		<-moment
 		powerOff()
 	}
