@@ -109,8 +109,12 @@ func NewNotifier(store state.Store, sinks []Sink, retry Retry, dead stream.Log, 
 
 // Run notifies until ctx ends, then lets the attempts under way finish for a moment. It returns nil.
 func (n *Notifier) Run(ctx context.Context) error {
+	gone, err := n.removed(ctx)
+	if err != nil {
+		n.log.ErrorContext(ctx, "read which sinks were configured before: what waits for removed ones stays", "err", err)
+	}
 	var wg sync.WaitGroup
-	for _, s := range n.sinks {
+	for _, s := range slices.Concat(n.sinks, gone) {
 		wg.Go(func() { // waited for below
 			w := &worker{
 				Notifier: n, sink: s, kind: Kind(s.Name()), tries: map[string]*try{}, duration: n.duration.WithLabelValues(s.Name()),
@@ -122,6 +126,55 @@ func (n *Notifier) Run(ctx context.Context) error {
 	}
 	wg.Wait()
 	return nil
+}
+
+// sinksKey holds the names of all sinks that ever were, as JSON. Few: a name costs a waiting worker.
+const sinksKey = "alert/sinks"
+
+// removed writes down the sinks of today and returns stand-ins for those of before: what still waits for them is dead-lettered (P7).
+func (n *Notifier) removed(ctx context.Context) ([]Sink, error) {
+	var names []string
+	err := n.store.View(ctx, func(r state.Reader) error {
+		data, err := r.Get([]byte(sinksKey))
+		if err != nil || data == nil {
+			return err
+		}
+		return json.Unmarshal(data, &names)
+	})
+	if err != nil {
+		return nil, err
+	}
+	had := len(names)
+	for _, s := range n.sinks {
+		if !slices.Contains(names, s.Name()) {
+			names = append(names, s.Name())
+		}
+	}
+	if len(names) > had {
+		data, err := json.Marshal(names)
+		if err != nil {
+			return nil, err
+		}
+		if err := n.store.Update(ctx, func(tx state.Tx) error { return tx.Set([]byte(sinksKey), data) }); err != nil {
+			return nil, err
+		}
+	}
+	var gone []Sink
+	for _, name := range names[:had] {
+		if !slices.ContainsFunc(n.sinks, func(s Sink) bool { return s.Name() == name }) {
+			gone = append(gone, removedSink{name})
+		}
+	}
+	return gone, nil
+}
+
+// A removedSink stands for one that the configuration no longer has.
+type removedSink struct{ name string }
+
+func (s removedSink) Name() string { return s.name }
+
+func (s removedSink) Send(context.Context, Notification) error {
+	return &RefusedError{Err: errors.New("the sink is no longer configured")}
 }
 
 // A worker serves one sink.

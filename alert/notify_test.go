@@ -202,6 +202,44 @@ func TestNotifierDeadLettersWhatIsRefused(t *testing.T) {
 	})
 }
 
+// What waits for a sink that is taken out of the configuration is dead-lettered, not left lying for ever.
+func TestNotifierDeadLettersForRemovedSinks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, dead := openStore(t, vfs.NewCrashable()), &deadLog{}
+		run := func(sinks ...Sink) {
+			ctx, cancel := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			wg.Go(func() { _ = NewNotifier(store, sinks, Retry{}, dead, quiet(), nil).Run(ctx) })
+			time.Sleep(time.Minute)
+			cancel()
+			wg.Wait()
+		}
+		ask(t, store, "hook", "a/firing")
+		run(newScriptSink("hook", func(string, int) error { return errors.New("down") }), newScriptSink("log", nil))
+		if len(dead.all()) != 0 || len(effects(t, store, "hook")) != 1 {
+			t.Fatalf("while the sink is there: %d dead letters, %v left", len(dead.all()), effects(t, store, "hook"))
+		}
+		for range 2 { // and once
+			run(newScriptSink("log", nil))
+		}
+		if l := dead.all(); len(l) != 1 || l[0].Source != "sink hook" || l[0].Reason != "the sink is no longer configured" {
+			t.Errorf("dead letters %+v", l)
+		}
+		if left := effects(t, store, "hook"); len(left) != 0 {
+			t.Errorf("left %v, want nothing", left)
+		}
+		ask(t, store, "hook", "b/firing")
+		back := newScriptSink("hook", nil)
+		run(back)
+		if back.attempts("b/firing") != 1 || len(dead.all()) != 1 {
+			t.Errorf("configured again: sent %d times, %d dead letters", back.attempts("b/firing"), len(dead.all()))
+		}
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestNotifierGivesUpAfterMaxAge(t *testing.T) {
 	dead := &deadLog{}
 	bubble(t, func() []Sink {

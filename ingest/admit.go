@@ -145,7 +145,7 @@ func (b *batch) element(elem []byte, index int) bool {
 		return true
 	}
 	if most := b.door.limits.MaxMessage; len(elem) > most {
-		b.refuse(elem, line, TooLarge, fmt.Sprintf("reading of %d bytes: %d are the limit (max_message)", len(elem), most))
+		b.refuse(elem, line, TooLarge, fmt.Sprintf("reading of %d bytes: %d are the limit (limits.message)", len(elem), most))
 		return true
 	}
 	b.reading.Vehicle, b.reading.Arrival = p.Vehicle, b.arrival

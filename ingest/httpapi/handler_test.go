@@ -324,7 +324,9 @@ func TestWhatIsNotARequest(t *testing.T) {
 			t.Error("401 without a challenge")
 		}
 	}
-	f(413, "POST", "/v1/readings", nil, strings.NewReader(strings.Repeat(" ", 1001)))
+	if a := f(413, "POST", "/v1/readings", nil, strings.NewReader(strings.Repeat(" ", 1001))); !strings.Contains(fmt.Sprint(a.doc), "limits.body") {
+		t.Errorf("413 names no key of the configuration: %+v", a.doc)
+	}
 	f(413, "POST", "/v1/readings", nil, io.MultiReader(strings.NewReader(strings.Repeat(" ", 1001)))) // chunked
 	f(413, "POST", "/v1/readings", http.Header{"Content-Encoding": {"gzip"}}, strings.NewReader(gzipped(strings.Repeat(" ", 1001))))
 	f(413, "POST", "/v1/readings", http.Header{"Content-Encoding": {"zstd"}}, strings.NewReader(zstded(t, strings.Repeat(" ", 1001), true)))

@@ -45,7 +45,7 @@ type refusal struct {
 func tooLarge(most int) *problem {
 	return &problem{
 		status: http.StatusRequestEntityTooLarge, reason: ingest.TooLarge,
-		detail: fmt.Sprintf("the body is larger than %d bytes, as sent or decompressed: split it, or raise max_body", most),
+		detail: fmt.Sprintf("the body is larger than %d bytes, as sent or decompressed: split it, or raise limits.body", most),
 	}
 }
 
