@@ -70,7 +70,7 @@ type crashTest struct {
 	vehicles []*crashVehicle
 	gone     bool              // the power is off: what is answered from now on was never said
 	acted    int               // acts acknowledged in this round
-	moment   chan struct{}     // closed at act number until
+	moment   chan struct{}     // closed at act number until, and then nil
 	until    int               // of this round
 	cloned   bool              // the power was off: what is told from now on nobody hears
 	told     map[string]string // notification ID → its text
@@ -97,9 +97,9 @@ func (c *crashTest) machine(flushAge time.Duration) (*server, error) {
 // may lie in the opening.
 func (c *crashTest) round(n int) {
 	c.t.Helper()
+	moment := make(chan struct{})
 	c.mu.Lock()
-	c.gone, c.cloned, c.acted, c.moment, c.until = false, false, 0, make(chan struct{}), 1+c.rng.IntN(400)
-	moment := c.moment // who closes it forgets it
+	c.gone, c.cloned, c.acted, c.moment, c.until = false, false, 0, moment, 1+c.rng.IntN(400)
 	c.mu.Unlock()
 	early := time.Duration(-1)
 	if n%4 == 3 {
