@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -65,15 +66,26 @@ func TestDocs(t *testing.T) {
 func checkConfig(t *testing.T, body string) {
 	t.Helper()
 	var c struct {
-		Rules  []rule.Spec `yaml:"rules"`
-		Alerts Config      `yaml:"alerts"`
+		Rules struct {
+			Change map[string]rule.Spec `yaml:"change"`
+			Custom []rule.Spec          `yaml:"custom"`
+		} `yaml:"rules"`
+		Alerts Config `yaml:"alerts"`
 	}
 	d := yaml.NewDecoder(strings.NewReader(body))
 	d.KnownFields(true)
 	if err := d.Decode(&c); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := rule.Compile(rule.Extend(rule.Shipped(), c.Rules), telemetry.NewCatalog()); err != nil {
+	own := c.Rules.Custom
+	for name, change := range c.Rules.Change {
+		if !slices.ContainsFunc(rule.Shipped(), func(s rule.Spec) bool { return s.Name == name }) {
+			t.Errorf("rules.change.%s: no such shipped rule", name)
+		}
+		change.Name = name
+		own = append(own, change)
+	}
+	if _, err := rule.Compile(rule.Extend(rule.Shipped(), own), telemetry.NewCatalog()); err != nil {
 		t.Error(err)
 	}
 	if err := c.Alerts.Validate(); err != nil {

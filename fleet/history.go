@@ -88,7 +88,7 @@ func (f *Fleet) Rebuild(ctx context.Context, shard stream.ShardID, after stream.
 			return 0, err
 		}
 		if oldest > after {
-			f.cfg.Log.Error("readings left the log before they were archived: lengthen stream.retention", "shard", string(shard), "after", string(after), "oldest", string(oldest))
+			f.cfg.Log.ErrorContext(ctx, "readings left the log before they were archived: lengthen stream.retention", "shard", string(shard), "after", string(after), "oldest", string(oldest))
 		}
 		if oldest >= upTo {
 			return 0, nil

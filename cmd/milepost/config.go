@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -252,9 +253,28 @@ func (c *Config) Validate() error {
 	check((c.MQTT.TLS.Cert == "") == (c.MQTT.TLS.Key == ""), "mqtt.tls needs both cert and key")
 	for _, a := range []struct{ key, addr string }{{"http.listen", c.HTTP.Listen}, {"mqtt.listen", c.MQTT.Listen}, {"mqtt.tls.listen", c.MQTT.TLS.Listen}, {"kinesis.listen", c.Kinesis.Listen}, {"kinesis.tls.listen", c.Kinesis.TLS.Listen}} {
 		if a.addr != "" {
-			_, _, err := net.SplitHostPort(a.addr)
+			_, port, err := net.SplitHostPort(a.addr)
+			if err == nil {
+				_, err = strconv.ParseUint(port, 10, 16)
+			}
 			check(err == nil, "%s is %q: write host:port, for instance 127.0.0.1:8080", a.key, a.addr)
 		}
+	}
+	check(c.HTTP.Listen != "", "http.listen is empty: write host:port, for instance 127.0.0.1:8080")
+	for _, n := range []struct {
+		key   string
+		value float64
+	}{
+		{"mqtt.max_connections", float64(c.MQTT.MaxConnections)}, {"limits.rate_per_device", c.Limits.Rate}, {"limits.burst_per_device", float64(c.Limits.Burst)},
+		{"archive.retention", time.Duration(c.Archive.Retention).Seconds()}, {"sql.threads", float64(c.SQL.Threads)}, {"sql.rows", float64(c.SQL.Rows)},
+		{"sql.concurrent", float64(c.SQL.Concurrent)}, {"sql.timeout", time.Duration(c.SQL.Timeout).Seconds()},
+		{"fleet.offline_after", time.Duration(c.Fleet.OfflineAfter).Seconds()}, {"fleet.commit", time.Duration(c.Fleet.Commit).Seconds()},
+	} {
+		check(n.value >= 0, "%s is negative", n.key) // 0 has a meaning: the default, or no limit
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Signals)) {
+		s := c.Signals[name]
+		check(s.Min == nil || s.Max == nil || *s.Min <= *s.Max, "signals.%s: min is larger than max", name)
 	}
 	for _, t := range c.MQTT.Topics {
 		check(strings.Count(t, "{vehicle}") == 1, "mqtt.topics: %q needs {vehicle} once", t)
@@ -271,7 +291,12 @@ func (c *Config) Validate() error {
 	for i, k := range c.Kinesis.AccessKeys {
 		check(k.ID != "" && k.Secret != "", "kinesis.access_keys[%d] needs id and secret", i)
 	}
-	if _, err := c.Rules.specs(); err != nil {
+	for _, key := range c.secretsHidden() {
+		check(false, "%s is %q, which check prints in place of a secret: write the secret", key, hidden)
+	}
+	if specs, err := c.Rules.specs(); err != nil {
+		errs = append(errs, err)
+	} else if _, err := rule.Compile(specs, c.catalog()); err != nil {
 		errs = append(errs, err)
 	}
 	check(c.Log.Format == "text" || c.Log.Format == "json", "log.format is %q: write text or json", c.Log.Format)

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -51,7 +54,7 @@ func newLogger(w io.Writer, c LogConfig) *slog.Logger {
 func runCheck(_ context.Context, e *env, args []string) error {
 	fs := flags(e, "check")
 	path := fs.String("config", "", "configuration file; without one, defaults")
-	full := fs.Bool("full", false, "print the whole effective configuration too (secrets are left out)")
+	full := fs.Bool("full", false, "print the whole effective configuration too, as a configuration (secrets are left out)")
 	rest, err := parse(fs, args)
 	if err != nil {
 		return err
@@ -67,7 +70,8 @@ func runCheck(_ context.Context, e *env, args []string) error {
 	if err != nil {
 		return &usageError{err}
 	}
-	if _, err := rule.Compile(specs, cfg.catalog()); err != nil {
+	rules, err := rule.Compile(specs, cfg.catalog())
+	if err != nil {
 		return &usageError{err}
 	}
 	if _, err := cfg.Alerts.Sinks(slog.New(slog.DiscardHandler)); err != nil {
@@ -81,7 +85,13 @@ func runCheck(_ context.Context, e *env, args []string) error {
 		}
 	}
 	t := tabwriter.NewWriter(e.stdout, 0, 8, 2, ' ', 0)
-	row := func(k, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", k, fmt.Sprintf(format, args...)) }
+	comment := ""
+	if *full {
+		comment = "# " // so that the whole output is a configuration
+	}
+	row := func(k, format string, args ...any) {
+		fmt.Fprintf(t, "%s%s\t%s\n", comment, k, fmt.Sprintf(format, args...))
+	}
 	row("data", "%s", cfg.Data)
 	row("http", "%s", cfg.HTTP.Listen)
 	row("mqtt", "%s", orNone(cfg.MQTT.Listen))
@@ -103,7 +113,8 @@ func runCheck(_ context.Context, e *env, args []string) error {
 		sql = "not in this build (CGO_ENABLED=0)"
 	}
 	row("sql", "%s", sql)
-	for _, s := range specs {
+	for i := range rules.Len() {
+		s := rules.Spec(i) // with its defaults
 		state := s.When
 		if s.Kind == rule.Offline {
 			state = "silent for " + conf.Duration(s.Silence).String()
@@ -114,7 +125,7 @@ func runCheck(_ context.Context, e *env, args []string) error {
 		if s.Disabled {
 			state += " (disabled)"
 		}
-		row("rule "+s.Name, "%s: %s", s.Severity, state)
+		row("rule "+s.Name, "%s: %s", cmp.Or(s.Severity, rule.Warning), state)
 	}
 	for _, sev := range []string{rule.Info, rule.Warning, rule.Critical} {
 		row("alerts "+sev, "to %s", orNone(strings.Join(cfg.Alerts.Route(sev), ", ")))
@@ -139,9 +150,11 @@ func orNone(s string) string {
 	return s
 }
 
+// hidden is printed in place of a secret, and is refused as one: a printed configuration that is used as it is would set it.
+const hidden = "(set)"
+
 // redacted returns a copy whose secrets are replaced, to be printed.
 func (c *Config) redacted() *Config {
-	const hidden = "(set)"
 	r := *c
 	if r.HTTP.Token != "" {
 		r.HTTP.Token = hidden
@@ -172,4 +185,32 @@ func (c *Config) redacted() *Config {
 		}
 	}
 	return &r
+}
+
+// secretsHidden returns the keys whose secret is only its replacement.
+func (c *Config) secretsHidden() []string {
+	var keys []string
+	look := func(secret, format string, args ...any) {
+		if secret == hidden {
+			keys = append(keys, fmt.Sprintf(format, args...))
+		}
+	}
+	look(c.HTTP.Token, "http.token")
+	for _, u := range slices.Sorted(maps.Keys(c.MQTT.Users)) {
+		look(c.MQTT.Users[u], "mqtt.users.%s", u)
+	}
+	for i := range c.Alerts.Webhooks {
+		w := &c.Alerts.Webhooks[i]
+		look(w.Secret, "alerts.webhooks[%d].secret", i)
+		for _, k := range slices.Sorted(maps.Keys(w.Headers)) {
+			look(w.Headers[k], "alerts.webhooks[%d].headers.%s", i, k)
+		}
+	}
+	for i := range c.Alerts.Email {
+		look(c.Alerts.Email[i].Password, "alerts.email[%d].password", i)
+	}
+	for i := range c.Kinesis.AccessKeys {
+		look(c.Kinesis.AccessKeys[i].Secret, "kinesis.access_keys[%d].secret", i)
+	}
+	return keys
 }

@@ -244,17 +244,18 @@ func (s *server) openAlerts(ctx context.Context, _ vfs.FS) error {
 	}
 	s.notifier = alert.NewNotifier(s.state, sinks, s.cfg.Alerts.Retry, s.dead, s.log, s.reg)
 	ctx = context.WithoutCancel(ctx) // they end in drain, in their turn
-	var run context.Context
-	run, s.notifying = context.WithCancel(ctx)
+	notifying, stop := context.WithCancel(ctx)
+	s.notifying = stop
 	s.workers.Go(func() {
-		if err := s.notifier.Run(run); err != nil {
-			s.log.ErrorContext(run, "notify", "error", err)
+		if err := s.notifier.Run(notifying); err != nil {
+			s.log.ErrorContext(notifying, "notify", "error", err)
 		}
 	})
 	s.letters = &letterBox{log: s.dead, logger: s.log}
-	run, s.background = context.WithCancel(ctx)
-	s.workers.Go(func() { s.letters.follow(run) })
-	s.workers.Go(func() { s.keepHouse(run) })
+	background, stop := context.WithCancel(ctx)
+	s.background = stop
+	s.workers.Go(func() { s.letters.follow(background) })
+	s.workers.Go(func() { s.keepHouse(background) })
 	s.onFailure(func() error {
 		s.notifying()
 		s.background()
@@ -404,8 +405,13 @@ func (s *server) openWeb() error {
 // ready tells whether data is taken: 200 or 503 with the reason. With caught_up it waits, up to a second, until everything that
 // the log held at the call is processed; with archived too, until it is Parquet.
 func (s *server) ready(w http.ResponseWriter, r *http.Request) {
-	if err := s.readings.Stats().Fenced; err != nil {
+	stats := s.readings.Stats()
+	if err := stats.Fenced; err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	if stats.Full {
+		http.Error(w, stream.ErrFull.Error(), http.StatusServiceUnavailable)
 		return
 	}
 	q := r.URL.Query()

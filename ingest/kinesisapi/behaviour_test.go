@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -464,7 +465,7 @@ func TestWire(t *testing.T) {
 	if err := json.Unmarshal([]byte(got), &any); err != nil {
 		t.Fatal(err, got)
 	}
-	if strings.Contains(got, "EncryptionType") || strings.Contains(got, "E9") || !strings.Contains(got, `"PartitionKey":"k\"é"`) {
+	if strings.Contains(got, "EncryptionType") || !regexp.MustCompile(`"ApproximateArrivalTimestamp":\d{10}\.\d{3},`).MatchString(got) || !strings.Contains(got, `"PartitionKey":"k\"é"`) {
 		t.Errorf("got %s", got)
 	}
 	var desc describedStream

@@ -3,7 +3,14 @@ package kinesisapi
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"fmt"
+	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -11,6 +18,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/milepost/milepost/stream/seglog"
 )
@@ -19,6 +27,7 @@ import (
 const (
 	helperDir    = "MILEPOST_KINESIS_HELPER_DIR"
 	helperListen = "MILEPOST_KINESIS_HELPER_LISTEN"
+	helperTLS    = "MILEPOST_KINESIS_HELPER_TLS" // an address that speaks TLS besides
 )
 
 // serveHelper is the helper process' whole life.
@@ -42,6 +51,17 @@ func serveHelper(dir string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	context.AfterFunc(ctx, func() { _ = d.Close(context.Background()) })
+	if addr := os.Getenv(helperTLS); addr != "" {
+		secure, err := net.Listen("tcp", addr)
+		if err != nil {
+			return err
+		}
+		conf, err := selfSigned()
+		if err != nil {
+			return err
+		}
+		go func() { _ = d.Serve(secure, conf) }() // ends in Close
+	}
 	fmt.Printf("listening on %s\n", ln.Addr())
 	if err := d.Serve(ln, nil); err != nil {
 		return err
@@ -72,4 +92,21 @@ func startHelper(t *testing.T, dir string) (*exec.Cmd, string) {
 		t.Fatalf("helper said %q: %v", line, err)
 	}
 	return cmd, "http://" + addr
+}
+
+// selfSigned is a TLS configuration with a certificate of its own.
+func selfSigned() (*tls.Config, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS12}, nil
 }

@@ -141,6 +141,10 @@ func (d *Door) finishDelete(ctx context.Context, m *streamMeta) error {
 // reshardStep makes one split or merge towards m.Target equal parts; done if there is none left to make. First it splits until
 // each bound of the parts is a bound of shards, then it merges away the bounds that are none of the parts.
 func (d *Door) reshardStep(ctx context.Context, m *streamMeta) (done bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	ctx = context.WithoutCancel(ctx) // a step is short, and half of one is worse than waiting for it in Close
 	shards, err := m.live.log.Shards(ctx)
 	if err != nil {
 		return false, err

@@ -1,6 +1,7 @@
 package kinesisapi
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -156,16 +157,17 @@ func (d *Door) scale(m *streamMeta, now time.Time, wait *time.Duration) error {
 	if !want {
 		return nil
 	}
+	ctx := context.WithoutCancel(d.ctx) // as in reshardStep
 	if mv.split != "" {
-		_, err = l.log.Split(d.ctx, mv.split, mv.at)
+		_, err = l.log.Split(ctx, mv.split, mv.at)
 	} else {
-		_, err = l.log.Merge(d.ctx, mv.merge, mv.other)
+		_, err = l.log.Merge(ctx, mv.merge, mv.other)
 	}
 	if err != nil {
 		return err
 	}
 	d.cfg.Log.Info("on-demand stream was resharded", "stream", m.Name, "split", mv.split, "merged", mv.merge, "with", mv.other, "shards", len(loads))
-	if err := l.refresh(d.ctx); err != nil {
+	if err := l.refresh(ctx); err != nil {
 		return err
 	}
 	return d.change(func(c *catalog) error {

@@ -339,14 +339,12 @@ func (d *Door) describeSummary(_ context.Context, c *call, in *streamInput) (any
 	if m.live != nil && m.Status != creating {
 		out.OpenShardCount = int64(m.live.log.Config().Shards)
 	}
-	if m.Mode == onDemand {
-		out.RecordDistributionStrategy = m.Distribution
-		if out.RecordDistributionStrategy == "" {
-			out.RecordDistributionStrategy = "USER_PARTITION_KEY"
-		}
-		if m.WarmMiB > 0 {
-			out.WarmThroughput = &warmOut{m.WarmMiB, max(m.WarmMiB, out.OpenShardCount)}
-		}
+	// Of provisioned streams too: the producer library asks before it aggregates.
+	if out.RecordDistributionStrategy = m.Distribution; out.RecordDistributionStrategy == "" {
+		out.RecordDistributionStrategy = "USER_PARTITION_KEY"
+	}
+	if m.Mode == onDemand && m.WarmMiB > 0 {
+		out.WarmThroughput = &warmOut{m.WarmMiB, max(m.WarmMiB, out.OpenShardCount)}
 	}
 	return describeSummaryOut{out}, nil
 }

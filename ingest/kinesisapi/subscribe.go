@@ -36,7 +36,8 @@ const (
 	subscribeAgain = 5 * time.Second
 	maxEventBytes  = 1 << 20 // of data and keys; a larger record is an event of its own
 	maxEventCount  = 2000
-	fanOutRate     = 2 << 20 // bytes a second for each consumer and shard, with Throttle
+	settle         = 20 * time.Millisecond // before the answer begins
+	fanOutRate     = 2 << 20               // bytes a second for each consumer and shard, with Throttle
 )
 
 // subscribe makes a subscription, in place of an older one if there is any.
@@ -139,9 +140,14 @@ type pusher struct {
 // run sends events until the subscription's time is over, the shard is read out, or somebody ends it. Once the first frame is out,
 // errors are frames as well.
 func (p *pusher) run(ctx context.Context) error {
+	// The SDK for Go closes the request's body as soon as it has the answer's headers. When they come within microseconds its
+	// transport is still looking whether the body is at its end, finds it closed, and drops the connection.
+	select {
+	case <-time.After(settle):
+	case <-ctx.Done():
+	}
 	h := p.c.w.Header()
 	h.Set("Content-Type", "application/vnd.amazon.eventstream")
-	_ = p.rc.EnableFullDuplex() // HTTP/1.1 servers else wait for more of the request; HTTP/2 has no need and says so
 	p.c.w.WriteHeader(http.StatusOK)
 	enc := p.c.enc
 	first := eventstream.Append(nil, []eventstream.Header{

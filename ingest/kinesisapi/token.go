@@ -1,6 +1,7 @@
 package kinesisapi
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
@@ -44,7 +45,7 @@ func openTokens(fsys vfs.FS, dir string) (*tokens, error) {
 		}
 	case errors.Is(err, fs.ErrNotExist):
 		rand.Read(key)
-		if err := writeFile(fsys, dir, keyFile, key); err != nil {
+		if err := writeFile(fsys, dir, keyFile, bytes.Clone(key)); err != nil { // a file may scribble over what it was given
 			return nil, err
 		}
 	default:

@@ -209,6 +209,9 @@ func fill(n *yaml.Node, v reflect.Value, path string, errs []error) []error {
 		v.Set(m)
 		return errs
 	}
+	if v.Type() == reflect.TypeFor[time.Duration]() { // of packages that do not know this one; days and the advice apply to them too
+		v = v.Addr().Convert(reflect.TypeFor[*Duration]()).Elem()
+	}
 	if err := n.Decode(v.Addr().Interface()); err != nil {
 		msg := err.Error()
 		if te, ok := errors.AsType[*yaml.TypeError](err); ok && len(te.Errors) > 0 {

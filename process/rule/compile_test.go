@@ -151,7 +151,9 @@ func TestSummary(t *testing.T) {
 		Transition{Value: -0.01, Peak: 0.0312}, "truck-7 -0.01 kph peak 0.031 warning r 1m30s speed")
 	f(Spec{When: `status == "sos"`}, Transition{}, "truck-7: r")
 	f(Spec{When: "speed == 3"}, Transition{Value: 3}, "truck-7: r, speed 3 km/h")
-	f(Spec{Kind: Offline}, Transition{Value: 10.5}, "truck-7: no data for 10.5 min")
+	f(Spec{Kind: Offline}, Transition{Value: 10.5}, "truck-7: no data for 10m30s")
+	f(Spec{Kind: Offline}, Transition{Value: 8.0 / 60}, "truck-7: no data for 8s")
+	f(Spec{Kind: Offline}, Transition{Value: 26 * 60}, "truck-7: no data for 26h")
 }
 
 // TestFlatEqualsCEL runs random conditions over random values both ways.

@@ -74,13 +74,15 @@ func (b *Bound) Summary(t *Transition, vehicle string) string {
 				sb.WriteString(c.when.ordered[0])
 			}
 		case "value":
-			sb.WriteString(formatNumber(t.Value))
+			sb.WriteString(spec.number(t.Value))
 		case "peak":
-			sb.WriteString(formatNumber(t.Peak))
+			sb.WriteString(spec.number(t.Peak))
 		case "limit":
-			sb.WriteString(formatNumber(t.Limit))
+			sb.WriteString(spec.number(t.Limit))
 		case "unit":
-			sb.WriteString(c.unit)
+			if spec.Kind != Offline { // a duration has its own
+				sb.WriteString(c.unit)
+			}
 		case "for":
 			sb.WriteString(formatDuration(time.Duration(r.hold) * time.Millisecond))
 		}
@@ -110,6 +112,14 @@ func (b *Bound) Condition(i int) string {
 
 // Unit returns the unit of a rule's value and limit.
 func (s *Set) Unit(i int) string { return s.rules[i].unit }
+
+// number writes a value, peak or limit for people. Silence is counted in minutes, but nobody reads 0.133 min or 1560 min.
+func (s *Spec) number(x float64) string {
+	if s.Kind == Offline {
+		return formatDuration(time.Duration(x * float64(time.Minute)).Round(time.Second))
+	}
+	return formatNumber(x)
+}
 
 // formatNumber writes at most one decimal, or three for what is small: nobody reads 86.4000015.
 func formatNumber(x float64) string {

@@ -88,6 +88,9 @@ type checker struct {
 	err     error
 }
 
+// inFrom marks, in the tree, the call of a table function: node meets it before its children.
+const inFrom = "milepost: in FROM"
+
 func (k *checker) refuse(format string, args ...any) {
 	if k.err == nil {
 		k.err = &query.UserError{Msg: fmt.Sprintf(format, args...)}
@@ -176,9 +179,19 @@ func (k *checker) node(n map[string]any) {
 		if _, ok := n["subquery"].(map[string]any); ok {
 			k.refuse("a table function of a query is not allowed")
 		}
+		if f != nil {
+			f[inFrom] = true
+		}
 	}
-	if name, ok := n["function_name"].(string); ok && forbidden(strings.ToLower(name)) {
-		k.refuse("function %s is not allowed", name)
+	if name, ok := n["function_name"].(string); ok {
+		low := strings.ToLower(name)
+		if forbidden(low) {
+			k.refuse("function %s is not allowed", name)
+		}
+		if n[inFrom] == nil {
+			args, _ := n["children"].([]any)
+			k.grows(low, args)
+		}
 	}
 }
 

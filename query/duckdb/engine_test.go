@@ -411,6 +411,28 @@ func TestMemoryLimit(t *testing.T) {
 	f.want(t, "SELECT 1", "[1]")
 }
 
+// What the memory limit does not see is refused before it runs; each of these took gigabytes.
+func TestGrowing(t *testing.T) {
+	f := newFixture(t, nil)
+	for _, sql := range []string{
+		"SELECT length(repeat('x', 1500000000))", "SELECT REPEAT('x', 2)", "SELECT 'x'.repeat(1500000000)", "SELECT len(range(200000000))",
+		"SELECT len(generate_series(1, 200000000))", "SELECT unnest(range(200000000))", "SELECT * FROM unnest(range(200000000))",
+		"SELECT * FROM range(len(range(200000000)))", "SELECT len(list_resize([1], 200000000))", "SELECT length(bitstring('1', 1500000000))",
+		"SELECT length(lpad('x', 1500000000, 'y'))", "SELECT rpad('x', 10 * 1000000, 'y')", "SELECT printf('%1000000000d', 1)",
+		"SELECT printf('%*d', 1000000000, 1)", "SELECT format('{:1000000000d}', 1)", "SELECT format('{:{}d}', 1, 1000000000)",
+		"SELECT printf('%' || '1000000000d', 1)", "SELECT printf('%.1000000000f', 1.0)",
+		"SELECT list_transform([1, 2], x -> [1])", "SELECT [x || x FOR x IN ['a']]", "SELECT list_reduce(['a'], (x, y) -> x || y)",
+		"SELECT 1 WHERE length(repeat('x', 1500000000)) > 1", "WITH t AS (SELECT len(range(200000000)) n) SELECT n FROM t",
+	} {
+		if _, err := f.e.Query(t.Context(), sql, query.JSON, query.Limits{}, &bytes.Buffer{}); !isUser(err) {
+			t.Errorf("%q: %v", sql, err)
+		}
+	}
+	f.want(t, "SELECT printf('%5.1f km/h', 3.14159) a, format('{:05d}', 42) b, lpad('7', 3, '0') c, bar(3, 0, 10, 10) IS NULL d",
+		`["  3.1 km/h","00042","007",false]`)
+	f.want(t, "SELECT count(*)::INT FROM range(1000), generate_series(1, 5)", "[5000]")
+}
+
 // When all places are taken the next query is told so at once.
 func TestBusy(t *testing.T) {
 	f := newFixture(t, func(c *Config, _ *archive.Config) { c.MaxConcurrent, c.MaxWaiting = 1, 1 })

@@ -9,7 +9,9 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -353,6 +355,57 @@ func TestCloseWhileFull(t *testing.T) {
 	if got := get(t, s, "a"); got != "1" {
 		t.Errorf("a = %q, want 1", got)
 	}
+}
+
+// What Pebble tries in vain on a full disk, it tries many times a second, and its errors carry stacks: the log says "disk is full" once.
+func TestFullDiskIsSaidOnce(t *testing.T) {
+	fs, fail := brittle(vfs.NewCrashable())
+	var said lines
+	s := open(t, local.Config{Dir: "state", FS: fs, MemBytes: 64 << 10, Log: slog.New(slog.NewTextHandler(&said, nil))})
+	tables := make(chan struct{}, 1000)
+	fail(func(op errorfs.Op) error {
+		if op.Kind == errorfs.OpCreate && strings.HasSuffix(op.Path, ".sst") {
+			select {
+			case tables <- struct{}{}:
+			default:
+			}
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	for i := 0; len(tables) == 0; i++ {
+		if err := s.Update(t.Context(), put("pad", strings.Repeat(strconv.Itoa(i), 4000))); err != nil && !errors.Is(err, state.ErrFull) {
+			t.Fatal(err)
+		}
+	}
+	for range 4 { // the first few attempts
+		<-tables
+	}
+	fail(nil)
+	if n := said.count("disk is full"); n != 1 {
+		t.Errorf("disk is full was said %d times", n)
+	}
+	if n := said.count("background work") + said.count("stack trace"); n != 0 {
+		t.Errorf("%d lines about what follows from it", n)
+	}
+}
+
+// lines counts what a logger wrote.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) count(s string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), s)
 }
 
 // A step that nobody asked to sync is safe after a while all the same: the log may not keep its records for ever.

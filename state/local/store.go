@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -185,7 +186,10 @@ func (s *Store) options(cfg Config) *pebble.Options {
 		EventListener: &pebble.EventListener{
 			// Neither is fatal: flushes and compactions are tried again, and whoever reads damaged bytes gets the error.
 			BackgroundError: func(err error) {
-				s.guard.log.Warn("state background work failed", "dir", cfg.Dir, "error", err)
+				if s.guard.isFull.Load() && errors.Is(err, syscall.ENOSPC) {
+					return // said once, when the disk became full; Pebble tries nine times a second
+				}
+				s.guard.log.Warn("state background work failed", "dir", cfg.Dir, "error", err.Error()) // %+v is pages of stack
 			},
 			DataCorruption: func(i pebble.DataCorruptionInfo) {
 				s.guard.log.Error("state file is damaged", "dir", cfg.Dir, "path", i.Path, "error", i.Details)

@@ -303,7 +303,9 @@ func (c *committer) reserve(n int64) error {
 	ahead := max(least, min(c.off+min(max(c.off, firstReserve), mostReserve), c.l.store.cfg.SegmentBytes))
 	var err error
 	for _, upTo := range []int64{ahead, least} {
-		if err = c.l.free(upTo - c.room); err != nil {
+		err = c.l.free(upTo - c.room)
+		c.l.short.Store(err != nil)
+		if err != nil {
 			continue
 		}
 		if err = c.file.Preallocate(c.room, upTo-c.room); errors.Is(err, syscall.ENOSPC) {
@@ -327,6 +329,12 @@ func (l *Log) free(n int64) error {
 		return fmt.Errorf("%w (%d MiB are free, %d MiB are kept free)", stream.ErrFull, u.AvailBytes>>20, keep>>20)
 	}
 	return nil
+}
+
+// isFull tells whether the last append found no room, and there still is none: whoever stays away because the disk was full must
+// learn of new room without trying. What only the write itself could tell, only another write can take back.
+func (l *Log) isFull() bool {
+	return l.full.Load() && (!l.short.Load() || l.free(1) != nil)
 }
 
 func (c *committer) setFull(full bool) {
@@ -358,7 +366,9 @@ func (c *committer) fence(cause error) error {
 func (c *committer) roll() error {
 	l := c.l
 	next := &segment{id: c.seg.id + 1, path: l.fs.PathJoin(l.dir, segmentName(c.seg.id+1))}
-	if err := l.free(firstReserve); err != nil {
+	err := l.free(firstReserve)
+	l.short.Store(err != nil)
+	if err != nil {
 		return err
 	}
 	h := segmentHeader{id: next.id, salt: l.salt, created: time.Now().UnixMilli(), prev: c.off, shards: l.starts()}

@@ -144,7 +144,7 @@ func TestFullDiskAhead(t *testing.T) {
 			mustAppend(t, l, want, "k", strings.Repeat("x", 300))
 		}
 	}
-	for _, full := range []func(){
+	for i, full := range []func(){
 		func() { mem.TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: 1<<20 - 1, TotalBytes: plenty}) },
 		func() { inj.set(on(errorfs.OpFilePreallocate, ".log", syscall.ENOSPC)) },
 		func() { inj.set(on(errorfs.OpFileWriteAt, ".log", syscall.ENOSPC)) },
@@ -158,14 +158,36 @@ func TestFullDiskAhead(t *testing.T) {
 			}
 		}
 		mustHold(t, l, want)
+		if !l.Stats().Full {
+			t.Error("stats do not tell that the disk is full")
+		}
 		mem.TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: plenty, TotalBytes: plenty})
 		inj.clear()
+		if i == 0 && l.Stats().Full {
+			t.Error("there is room again, and only an append can tell")
+		}
 	}
 	fill()
 	mustHold(t, l, want)
 	mustClose(t, st)
 	st = mustOpen(t, cfg)
 	mustHold(t, mustStream(t, st), want)
+	mustClose(t, st)
+}
+
+// TestUpdateOfNothing: settings that are already so are not written, so that a start on a full disk gets as far as reading.
+func TestUpdateOfNothing(t *testing.T) {
+	st, l, inj, _ := faulty(t, Config{})
+	was := l.Config()
+	inj.set(on(errorfs.OpCreate, "STREAM.tmp", syscall.ENOSPC))
+	same := func(c *StreamConfig) { c.Retention, c.RetentionBytes = was.Retention, was.RetentionBytes }
+	if err := st.Update(t.Context(), l.Name(), same); err != nil {
+		t.Errorf("an update that changes nothing: %v", err)
+	}
+	if err := st.Update(t.Context(), l.Name(), func(c *StreamConfig) { c.Retention++ }); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("an update on a full disk: %v", err)
+	}
+	inj.clear()
 	mustClose(t, st)
 }
 

@@ -35,6 +35,7 @@ type Log struct {
 	sealed    chan struct{} // capacity 1: a segment waits for its index file
 	fence     atomic.Pointer[error]
 	full      atomic.Bool
+	short     atomic.Bool // the last look before writing found less free than is to be kept
 
 	// What the committer last published about the active segment, and the time of the newest record, in ms.
 	activeSize, activeFirst, newest atomic.Int64
@@ -69,7 +70,7 @@ type Stats struct {
 	Oldest   time.Time // arrival of the oldest record kept; zero if none
 	Newest   time.Time // arrival of the newest record; zero if none
 	Shards   int       // open ones
-	Full     bool      // the last append was refused with stream.ErrFull
+	Full     bool      // the last append was refused with stream.ErrFull, and the disk still has no room
 	Fenced   error     // why appends are refused until the store is reopened; nil if they are not
 }
 
@@ -102,7 +103,7 @@ func (l *Log) Stats() Stats {
 	l.mu.RLock()
 	segs, shards, open := l.segments, l.shards, len(l.routes.Load().shards)
 	l.mu.RUnlock()
-	st := Stats{Bytes: l.activeSize.Load(), Segments: len(segs) + 1, Shards: open, Full: l.full.Load(), Fenced: l.fenced()}
+	st := Stats{Bytes: l.activeSize.Load(), Segments: len(segs) + 1, Shards: open, Full: l.isFull(), Fenced: l.fenced()}
 	oldest := l.activeFirst.Load()
 	for i := len(segs) - 1; i >= 0; i-- {
 		st.Bytes += segs[i].size

@@ -152,6 +152,9 @@ func (c *committer) update(change func(*StreamConfig)) error {
 	if err := cfg.setDefaults(); err != nil {
 		return err
 	}
+	if cfg == was {
+		return nil // nothing to write down: a start on a full disk goes through here
+	}
 	m := l.meta.clone()
 	m.RetentionMS, m.RetentionBytes, m.MaxRecordBytes = cfg.Retention.Milliseconds(), cfg.RetentionBytes, cfg.MaxRecordBytes
 	if err := c.writeMeta(&m); err != nil {
