@@ -74,8 +74,9 @@ type Fleet struct {
 	directory directory
 	metrics   metrics
 
-	mu    sync.Mutex // guards lanes
+	mu    sync.Mutex // guards the rest
 	lanes map[*lane]struct{}
+	left  []Point // of vehicles that had moved when their lane closed; Moved hands them out
 }
 
 type metrics struct{ readings, duplicates, late, rejected prometheus.Counter }
@@ -155,9 +156,15 @@ func (f *Fleet) Lane(shard stream.ShardID, _ int) process.Fold {
 
 // release takes a closing lane's vehicles back; the caller holds l.mu.
 func (f *Fleet) release(l *lane) {
+	now := time.Now().UnixMilli()
 	f.mu.Lock()
 	delete(f.lanes, l)
+	for _, v := range l.live { // its next lane begins a list of its own
+		v.liveDirty = false
+		f.left = append(f.left, f.point(v, now))
+	}
 	f.mu.Unlock()
+	l.live = nil
 	for _, v := range l.vehicles {
 		v.lane.Store(nil)
 	}
@@ -233,8 +240,8 @@ func (f *Fleet) Points(buf []Point) []Point {
 	return buf
 }
 
-// Moved appends the points of the vehicles that changed since the last call, each once, whatever happened in between. It has
-// one caller, the live hub: the changes are gone after it.
+// Moved appends the points of the vehicles that changed since the last call, each once (twice, newest last, if its shard was split
+// or merged), whatever happened in between. It has one caller, the live hub: the changes are gone after it.
 func (f *Fleet) Moved(buf []Point) []Point {
 	now := time.Now().UnixMilli()
 	f.mu.Lock()
@@ -242,6 +249,8 @@ func (f *Fleet) Moved(buf []Point) []Point {
 	for l := range f.lanes {
 		lanes = append(lanes, l)
 	}
+	buf = append(buf, f.left...)
+	f.left = nil
 	f.mu.Unlock()
 	for _, l := range lanes {
 		l.mu.Lock()

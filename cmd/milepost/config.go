@@ -97,7 +97,7 @@ type LimitsConfig struct {
 
 // StreamConfig is the log of readings.
 type StreamConfig struct {
-	Shards         int           `yaml:"shards" default:"4" doc:"shards at creation; a later change of this key changes nothing"`
+	Shards         int           `yaml:"shards" default:"4" doc:"shards at creation; later the Kinesis API changes them, and this key nothing"`
 	Retention      conf.Duration `yaml:"retention" default:"24h" doc:"how long readings can be replayed: 1h to 365d. The archive keeps them longer"`
 	RetentionBytes conf.Bytes    `yaml:"retention_bytes" default:"0" doc:"most bytes of log kept; 0: by age only"`
 	Segment        conf.Bytes    `yaml:"segment" default:"256MiB" doc:"size of one file of the log: the unit of retention"`

@@ -94,7 +94,7 @@ func docServer(t *testing.T) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg.Data, cfg.HTTP.Listen, cfg.MQTT.Listen, cfg.Kinesis.Listen = t.TempDir(), "127.0.0.1:0", "127.0.0.1:0", ""
+	cfg.Data, cfg.HTTP.Listen, cfg.MQTT.Listen, cfg.Kinesis.Listen = t.TempDir(), "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	ctx := t.Context()
 	s, err := openServer(ctx, cfg, vfs.Disk, slog.New(slog.DiscardHandler))
 	if err != nil {

@@ -42,7 +42,7 @@ func openHall(t *testing.T, dir string, flushRows int) *hall {
 		t.Fatal(err)
 	}
 	cfg.Data = dir
-	cfg.HTTP.Listen, cfg.MQTT.Listen = "127.0.0.1:0", ""
+	cfg.HTTP.Listen, cfg.MQTT.Listen, cfg.Kinesis.Listen = "127.0.0.1:0", "", ""
 	cfg.Limits.Rate = 0 // a recorded day comes at once
 	cfg.Archive.FlushRows, cfg.Archive.FlushAge = flushRows, conf.Duration(time.Hour)
 	cfg.SQL.Rows = 10_000_000

@@ -22,7 +22,7 @@ import (
 func writeConfig(t *testing.T, data, httpAddr, mqttAddr string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "milepost.yaml")
-	yaml := fmt.Sprintf("data: %s\nhttp:\n  listen: %s\nmqtt:\n  listen: %s\nstream:\n  reserve: 0\nlimits:\n  rate_per_device: 0\n", data, httpAddr, mqttAddr)
+	yaml := fmt.Sprintf("data: %s\nhttp:\n  listen: %s\nmqtt:\n  listen: %s\nkinesis:\n  listen: \"\"\nstream:\n  reserve: 0\nlimits:\n  rate_per_device: 0\n", data, httpAddr, mqttAddr)
 	if err := os.WriteFile(path, []byte(yaml), 0o600); err != nil {
 		t.Fatal(err)
 	}
