@@ -93,7 +93,7 @@ func BenchmarkRead(b *testing.B) {
 			for b.Loop() {
 				if left == 0 {
 					if r != nil {
-						r.Close()
+						mustClose(b, r)
 					}
 					id := shards[i%len(shards)].ID
 					i++
@@ -110,7 +110,7 @@ func BenchmarkRead(b *testing.B) {
 				n += len(recs)
 				left -= uint64(len(recs))
 			}
-			r.Close()
+			mustClose(b, r)
 			b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "records/s")
 		})
 	}

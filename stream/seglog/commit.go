@@ -65,6 +65,24 @@ func (l *Log) do(ctx context.Context, f func(*committer) error) error {
 	}
 }
 
+// ask has the committer run f and returns what f returned. When ctx ends first f may still be running, so its result comes over a
+// channel: a variable of the caller would be read here while the committer writes it.
+func ask[T any](ctx context.Context, l *Log, f func(*committer) (T, error)) (T, error) {
+	result := make(chan T, 1)
+	err := l.do(ctx, func(c *committer) error {
+		v, err := f(c)
+		result <- v
+		return err
+	})
+	select {
+	case v := <-result:
+		return v, err
+	default: // never run, or not known
+		var none T
+		return none, err
+	}
+}
+
 // run works until the log is stopped, and then stores what still waits.
 func (c *committer) run() {
 	for {
@@ -181,7 +199,7 @@ func (c *committer) commit(reqs []*request) error {
 		if errors.Is(err, syscall.ENOSPC) {
 			// Nothing was synced since, so the pages of this group are all that is unknown, and the next group
 			// overwrites them. What a longer group leaves behind a shorter one never looks like a group.
-			return fmt.Errorf("%w (write %s: %v)", stream.ErrFull, c.seg.path, err)
+			return fmt.Errorf("%w (write %s: %w)", stream.ErrFull, c.seg.path, err)
 		}
 		return c.fence(fmt.Errorf("write %s at %d: %w", c.seg.path, c.off, err))
 	}
@@ -309,7 +327,7 @@ func (c *committer) reserve(n int64) error {
 			continue
 		}
 		if err = c.file.Preallocate(c.room, upTo-c.room); errors.Is(err, syscall.ENOSPC) {
-			err = fmt.Errorf("%w (reserve %s: %v)", stream.ErrFull, c.seg.path, err)
+			err = fmt.Errorf("%w (reserve %s: %w)", stream.ErrFull, c.seg.path, err)
 			continue
 		}
 		// Any other error: the file system cannot preallocate. The write itself then says whether there was room.
@@ -322,10 +340,8 @@ func (c *committer) reserve(n int64) error {
 // free returns stream.ErrFull if writing n bytes would leave less free than is to be kept.
 func (l *Log) free(n int64) error {
 	u, err := l.fs.GetDiskUsage(l.dir)
-	if err != nil || u == (vfs.DiskUsage{}) {
-		return nil // unknown: the write will tell
-	}
-	if keep := l.store.cfg.ReserveBytes; int64(min(u.AvailBytes, 1<<62)) < n+keep {
+	known := err == nil && u != (vfs.DiskUsage{}) // if not, the write will tell
+	if keep := l.store.cfg.ReserveBytes; known && int64(min(u.AvailBytes, 1<<62)) < n+keep {
 		return fmt.Errorf("%w (%d MiB are free, %d MiB are kept free)", stream.ErrFull, u.AvailBytes>>20, keep>>20)
 	}
 	return nil
@@ -354,7 +370,9 @@ func (c *committer) setFull(full bool) {
 
 // fence refuses everything from now on that would write.
 func (c *committer) fence(cause error) error {
-	err := fmt.Errorf("%w (%v)", stream.ErrFenced, cause)
+	// The cause is told and not wrapped: a fence that a full disk caused must not pass for a full disk, of which retention makes
+	// room by removing a segment.
+	err := fmt.Errorf("%w (%s)", stream.ErrFenced, cause.Error())
 	c.l.fence.CompareAndSwap(nil, &err)
 	c.l.queue.close(err)
 	c.l.met.fenced.Set(1)
@@ -378,7 +396,7 @@ func (c *committer) roll() error {
 		// The header may be durable and says that the old segment ends here: appending to that one could be lost.
 		return c.fence(err)
 	case errors.Is(err, syscall.ENOSPC):
-		return fmt.Errorf("%w (%v)", stream.ErrFull, err)
+		return fmt.Errorf("%w (%w)", stream.ErrFull, err)
 	case err != nil:
 		return err
 	}

@@ -82,8 +82,8 @@ func modelRound(t *testing.T, r *rand.Rand) {
 			mustHold(t, l, want)
 		default:
 			old := st
-			cfg.FS = mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: r.IntN(101), RNG: r})
-			mem = cfg.FS.(*vfs.MemFS)
+			mem = mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: r.IntN(101), RNG: r})
+			cfg.FS = mem
 			mustClose(t, old)
 			st = mustOpen(t, cfg)
 			l = mustStream(t, st)
@@ -198,7 +198,8 @@ func crashRound(t *testing.T, r *rand.Rand, percent int) {
 		// The log goes on.
 		for p := range next {
 			if err := l.Append(t.Context(), []stream.Record{
-				{Key: fmt.Sprint(p), Data: fmt.Append(nil, next[p])}, {Key: fmt.Sprint(p), Data: fmt.Append(nil, next[p]+1)},
+				{Key: fmt.Sprint(p), Data: fmt.Append(nil, next[p])},
+				{Key: fmt.Sprint(p), Data: fmt.Append(nil, next[p]+1)},
 				{Key: fmt.Sprint(p), Data: fmt.Append(nil, next[p]+2)},
 			}); err != nil {
 				t.Fatal(err)

@@ -181,16 +181,15 @@ func TestFlippedBits(t *testing.T) {
 
 func flipRound(t *testing.T, cfg Config, want map[stream.ShardID][]kept, at int) {
 	t.Helper()
-	noticed := false
 	st, err := Open(cfg)
 	if err != nil {
 		d, ok := errors.AsType[*stream.DamageError](err)
 		if !ok || d.Path != segmentPath(1) || d.Hint == "" {
 			t.Fatalf("bit flipped at %d: open: %v, want a DamageError of the segment", at, err)
 		}
-		noticed = true
 	} else {
 		l := mustStream(t, st)
+		noticed := false
 		for id, w := range want {
 			got, err := readShard(t.Context(), l, id, "")
 			d, ok := errors.AsType[*stream.DamageError](err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -355,4 +356,63 @@ func TestLock(t *testing.T) {
 			mustClose(t, mustOpen(t, cfg))
 		})
 	}
+}
+
+// TestReshardAbandoned: a Split or Merge whose context ends while the committer is at it says that the outcome is unknown and shares
+// nothing with the committer, which the race detector sees; the reshard itself is done whole.
+func TestReshardAbandoned(t *testing.T) {
+	st, l, inj, _ := faulty(t, Config{})
+	defer mustClose(t, st)
+	abandon := func(reshard func(context.Context) (made bool, err error)) {
+		t.Helper()
+		before := len(openShards(t, l))
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		inj.set(func(errorfs.Op) error { // the committer writes metadata: the producer leaves now
+			cancel()
+			return nil
+		})
+		made, err := reshard(ctx)
+		if err != nil && (!errors.Is(err, context.Canceled) || made) {
+			t.Fatalf("abandoned: %v, result %v, want Canceled and no result", err, made)
+		}
+		// The committer does one thing at a time, so this waits for the reshard.
+		if err := l.do(t.Context(), func(*committer) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		inj.clear()
+		if ctx.Err() == nil {
+			t.Fatal("the committer wrote nothing")
+		}
+		if after := len(openShards(t, l)); after == before {
+			t.Fatalf("%d shards are open, as before", after)
+		}
+	}
+	for range 8 {
+		abandon(func(ctx context.Context) (bool, error) {
+			s := openShards(t, l)[0]
+			children, err := l.Split(ctx, s.ID, s.From.Next())
+			return children[0].ID != "", err
+		})
+		abandon(func(ctx context.Context) (bool, error) {
+			open := openShards(t, l)
+			slices.SortFunc(open, func(a, b stream.Shard) int {
+				if a.From.Less(b.From) {
+					return -1
+				}
+				return 1
+			})
+			child, err := l.Merge(ctx, open[0].ID, open[1].ID)
+			return child.ID != "", err
+		})
+	}
+}
+
+func openShards(t *testing.T, l *Log) []stream.Shard {
+	t.Helper()
+	all, err := l.Shards(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(all, func(s stream.Shard) bool { return s.Closed })
 }

@@ -12,56 +12,46 @@ import (
 // Split closes a shard and opens two in its place: the second begins at at. Records with equal keys stay in order (P2): the
 // parent takes none once a child does, so whoever reads the parent to its end before the children sees them in order.
 func (l *Log) Split(ctx context.Context, shard stream.ShardID, at stream.Hash) (children [2]stream.Shard, err error) {
-	err = l.do(ctx, func(c *committer) error {
+	made, err := ask(ctx, l, func(c *committer) ([]stream.Shard, error) {
 		parents, err := l.parents(shard)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		p := parents[0]
 		if !p.from.Less(at) || p.to.Less(at) {
-			return fmt.Errorf("at %s: choose a hash above %s and up to %s", formatHash(at), formatHash(p.from), formatHash(p.to))
+			return nil, fmt.Errorf("at %s: choose a hash above %s and up to %s", formatHash(at), formatHash(p.from), formatHash(p.to))
 		}
-		made, err := c.replace(parents, []shardMeta{
+		return c.replace(parents, []shardMeta{
 			{From: formatHash(p.from), To: formatHash(at.Prev())},
 			{From: formatHash(at), To: formatHash(p.to)},
 		})
-		if err != nil {
-			return err
-		}
-		children = [2]stream.Shard(made)
-		return nil
 	})
 	if err != nil {
 		return children, fmt.Errorf("split %s of stream %s: %w", shard, l.name, err)
 	}
-	return children, nil
+	return [2]stream.Shard(made), nil
 }
 
 // Merge closes two neighbouring shards and opens one in their place.
 func (l *Log) Merge(ctx context.Context, a, b stream.ShardID) (child stream.Shard, err error) {
-	err = l.do(ctx, func(c *committer) error {
+	made, err := ask(ctx, l, func(c *committer) ([]stream.Shard, error) {
 		parents, err := l.parents(a, b)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		lo, hi := parents[0], parents[1]
 		if hi.from.Less(lo.from) {
 			lo, hi = hi, lo
 		}
 		if lo == hi || lo.to == stream.MaxHash || lo.to.Next() != hi.from {
-			return fmt.Errorf("%s and %s are not neighbours: choose shards of which one begins where the other ends", a, b)
+			return nil, fmt.Errorf("%s and %s are not neighbours: choose shards of which one begins where the other ends", a, b)
 		}
-		made, err := c.replace(parents, []shardMeta{{From: formatHash(lo.from), To: formatHash(hi.to)}})
-		if err != nil {
-			return err
-		}
-		child = made[0]
-		return nil
+		return c.replace(parents, []shardMeta{{From: formatHash(lo.from), To: formatHash(hi.to)}})
 	})
 	if err != nil {
 		return child, fmt.Errorf("merge %s and %s of stream %s: %w", a, b, l.name, err)
 	}
-	return child, nil
+	return made[0], nil
 }
 
 // parents returns open shards by name.

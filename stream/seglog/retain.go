@@ -49,18 +49,16 @@ func (s *Store) Trim(ctx context.Context, now time.Time) error {
 func (l *Log) trim(ctx context.Context, now time.Time) error {
 	l.removeMu.Lock()
 	defer l.removeMu.Unlock()
-	var gone []*segment
-	err := l.do(ctx, func(c *committer) error {
+	gone, err := ask(ctx, l, func(c *committer) ([]*segment, error) {
 		if err := l.fenced(); err != nil {
-			return err
+			return nil, err
 		}
 		var err error
 		if c.first != 0 && now.UnixMilli()-c.first > l.sealAfter().Milliseconds() {
 			err = c.roll()
 		}
-		var terr error
-		gone, terr = c.passed(now)
-		return errors.Join(err, terr)
+		gone, terr := c.passed(now)
+		return gone, errors.Join(err, terr)
 	})
 	for _, seg := range gone {
 		// Oldest first. A crash in between leaves files that the metadata already disowns: the next start removes them.
@@ -69,7 +67,7 @@ func (l *Log) trim(ctx context.Context, now time.Time) error {
 		l.met.stored.Sub(float64(seg.size))
 	}
 	if len(gone) > 0 {
-		l.log.Debug("retention removed segments", "stream", l.name, "count", len(gone), "first_left", gone[len(gone)-1].id+1)
+		l.log.DebugContext(ctx, "retention removed segments", "stream", l.name, "count", len(gone), "first_left", gone[len(gone)-1].id+1)
 		err = errors.Join(err, syncDir(l.fs, l.dir))
 	}
 	return err

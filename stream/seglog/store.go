@@ -94,7 +94,7 @@ func (c *StreamConfig) setDefaults() error {
 	return nil
 }
 
-// ErrExists: Create found a stream of that name.
+// ErrExists says that Create found a stream of that name.
 var ErrExists = errors.New("stream exists already")
 
 // A Store is a directory of streams, open in one process. It is safe for concurrent use.
@@ -333,7 +333,7 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	fsys := s.cfg.FS
 	gone := s.streamDir(deletedPrefix + fmt.Sprintf("%s-%016x", name, l.salt))
 	if err := l.Close(); err != nil {
-		s.cfg.Log.Warn("a stream that is being deleted did not close well", "stream", name, "error", err)
+		s.cfg.Log.WarnContext(ctx, "a stream that is being deleted did not close well", "stream", name, "error", err)
 	}
 	if err := errors.Join(fsys.Rename(s.streamDir(name), gone), syncDir(fsys, s.streamDir(""))); err != nil {
 		return fmt.Errorf("delete stream %s: %w", name, err)
