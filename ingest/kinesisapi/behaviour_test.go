@@ -7,9 +7,12 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/milepost/milepost/ingest/kinesisapi/wire"
 	"github.com/milepost/milepost/internal/vfs"
@@ -167,6 +170,33 @@ func TestRestart(t *testing.T) {
 	if got := d.status(t, "s"); got != "DELETING" {
 		t.Errorf("got %s", got)
 	}
+}
+
+// TestCreateNotWrittenDown: the log of a stream was made, and the metadata that says so could not be written. The stream stays
+// CREATING for its hour and is whole afterwards.
+func TestCreateNotWrittenDown(t *testing.T) {
+	writes := 0
+	disk := errorfs.Wrap(vfs.NewCrashable(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind != errorfs.OpCreate || !strings.HasSuffix(op.Path, metaFile+".new") {
+			return nil
+		}
+		if writes++; writes == 3 { // at the start; CREATING; ACTIVE
+			return syscall.ENOSPC
+		}
+		return nil
+	}))
+	d := openDoor(t, disk, nil)
+	if status, body := d.ask(t, "CreateStream", `{"StreamName":"s","ShardCount":1}`); status < 500 {
+		t.Fatalf("created on a full disk: %d %s", status, body)
+	}
+	if got := d.status(t, "s"); got != "CREATING" {
+		t.Errorf("got %s, want CREATING", got)
+	}
+	d.tend(t.Context(), time.Now().Add(2*time.Hour))
+	if got := d.status(t, "s"); got != "ACTIVE" {
+		t.Errorf("got %s, want ACTIVE", got)
+	}
+	d.must(t, "PutRecord", `{"StreamName":"s","PartitionKey":"k","Data":"AAA="}`, nil)
 }
 
 func TestDamagedMetadataIsRefused(t *testing.T) {

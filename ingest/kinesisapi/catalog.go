@@ -171,7 +171,7 @@ func (d *Door) load(ctx context.Context) error {
 			return err
 		}
 		if m.live == nil {
-			d.cfg.Log.Warn("a stream is in the metadata but not in the log, and is forgotten", "stream", name)
+			d.cfg.Log.WarnContext(ctx, "a stream is in the metadata but not in the log, and is forgotten", "stream", name)
 			delete(c.Streams, name)
 		}
 	}

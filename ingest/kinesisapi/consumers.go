@@ -13,7 +13,6 @@ const (
 	listConsumersLimit   = 100
 )
 
-//nolint:revive // the API's names
 type (
 	consumerOut struct {
 		ConsumerName              string

@@ -211,7 +211,7 @@ func (g *getter) read(ctx context.Context, l *live, limit int, b []byte) ([]byte
 	if err != nil {
 		return b, err
 	}
-	defer r.Close() // a read handle
+	defer func() { _ = r.Close() }() // a read handle
 	wait, cancel := context.WithTimeout(ctx, readPatience)
 	defer cancel()
 	for g.after < g.tip.Seq && g.records < limit {
@@ -276,7 +276,6 @@ func (g *getter) behind(now time.Time) int64 {
 	return max(0, now.Sub(g.last).Milliseconds())
 }
 
-//nolint:revive // the API's names
 type childShard struct {
 	ShardId      string
 	ParentShards []string

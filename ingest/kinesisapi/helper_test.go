@@ -62,7 +62,9 @@ func serveHelper(dir string) error {
 		}
 		go func() { _ = d.Serve(secure, conf) }() // ends in Close
 	}
-	fmt.Printf("listening on %s\n", ln.Addr())
+	if _, err := fmt.Fprintf(os.Stdout, "listening on %s\n", ln.Addr()); err != nil {
+		return err
+	}
 	if err := d.Serve(ln, nil); err != nil {
 		return err
 	}

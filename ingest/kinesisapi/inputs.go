@@ -34,7 +34,7 @@ var rules = wire.Rules{
 type streamRef struct {
 	StreamName *string `v:"min=1,max=128,pattern=name"`
 	StreamARN  *string `v:"min=1,max=2048,pattern=streamarn"`
-	StreamId   *string `v:"min=24,max=24,pattern=streamid"` //nolint:revive // the API's name
+	StreamId   *string `v:"min=24,max=24,pattern=streamid"`
 }
 
 type modeDetails struct {
@@ -43,7 +43,7 @@ type modeDetails struct {
 
 type shardFilter struct {
 	Type      *string    `v:"required,enum=filter" json:",omitempty"`
-	ShardId   *string    `v:"min=1,max=128,pattern=name" json:",omitempty"` //nolint:revive // the API's name
+	ShardId   *string    `v:"min=1,max=128,pattern=name" json:",omitempty"`
 	Timestamp *time.Time `json:",omitempty"`
 }
 
@@ -57,7 +57,6 @@ type commitmentInput struct {
 	Status *string `v:"required,enum=commitment"`
 }
 
-//nolint:revive // the API's names
 type (
 	noInput struct{}
 

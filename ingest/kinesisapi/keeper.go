@@ -47,7 +47,7 @@ func (d *Door) tend(ctx context.Context, now time.Time) time.Duration {
 	for name, m := range d.catalog.Load().Streams {
 		err := d.tendStream(ctx, m, now, &wait)
 		if err != nil && ctx.Err() == nil {
-			d.cfg.Log.Error("stream transition failed and will be tried again", "stream", name, "status", m.Status, "error", err)
+			d.cfg.Log.ErrorContext(ctx, "stream transition failed and will be tried again", "stream", name, "status", m.Status, "error", err)
 			wait = min(wait, retryWait)
 		}
 	}
@@ -78,11 +78,11 @@ func (d *Door) tendStream(ctx context.Context, m *streamMeta, now time.Time, wai
 			return nil
 		}
 		if due(m.Until) {
-			return d.finishStatus(m)
+			return d.finishStatus(ctx, m)
 		}
 	case m.Status == creating || m.Status == updating:
 		if due(m.Until) {
-			return d.finishStatus(m)
+			return d.finishStatus(ctx, m)
 		}
 	case m.Status == active && m.Mode == onDemand:
 		if err := d.scale(m, now, wait); err != nil {
@@ -97,13 +97,20 @@ func (d *Door) tendStream(ctx context.Context, m *streamMeta, now time.Time, wai
 	return nil
 }
 
-func (d *Door) finishStatus(m *streamMeta) error {
+// finishStatus makes a stream ACTIVE. One whose log could not be written down when it was made has it found now.
+func (d *Door) finishStatus(ctx context.Context, m *streamMeta) error {
+	found := *m
+	if m.live == nil {
+		if err := d.attach(ctx, &found); err != nil {
+			return err
+		}
+	}
 	return d.change(func(c *catalog) error {
 		if now := c.Streams[m.Name]; now == nil || now.Status != m.Status || now.Until != m.Until {
 			return nil // it changed meanwhile
 		}
 		e := c.edit(m.Name)
-		e.Status, e.Until, e.Target = active, 0, 0
+		e.live, e.Status, e.Until, e.Target = found.live, active, 0, 0
 		return nil
 	})
 }

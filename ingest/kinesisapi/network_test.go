@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -82,12 +83,13 @@ func BenchmarkNetworkPut(b *testing.B) {
 							return
 						}
 						resp, err := http.ReadResponse(r, nil)
-						if err != nil || resp.StatusCode != http.StatusOK {
-							b.Error(resp, err)
+						if err != nil {
+							b.Error(err)
 							return
 						}
-						if _, err := io.Copy(io.Discard, resp.Body); err != nil {
-							b.Error(err)
+						_, err = io.Copy(io.Discard, resp.Body)
+						if err := errors.Join(err, resp.Body.Close()); err != nil || resp.StatusCode != http.StatusOK {
+							b.Error(resp.Status, err)
 							return
 						}
 						mine = append(mine, time.Since(began))

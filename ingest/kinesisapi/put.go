@@ -166,7 +166,7 @@ func (d *Door) appendPut(ctx context.Context, m *streamMeta, p *putRequest, c *c
 	}
 	err := m.live.log.Append(ctx, p.recs)
 	if partial, ok := errors.AsType[*stream.PartialError](err); ok && partial.Failed < len(p.recs) {
-		d.cfg.Log.Error("some records were not stored", "stream", m.Name, "failed", partial.Failed, "error", partial.Err)
+		d.cfg.Log.ErrorContext(ctx, "some records were not stored", "stream", m.Name, "failed", partial.Failed, "error", partial.Err)
 		return nil, nil
 	}
 	return nil, err

@@ -339,18 +339,27 @@ func TestSDKSubscribe(t *testing.T) {
 		if !ok {
 			t.Fatal("stream ended:", events.Err())
 		}
-		v := e.(*types.SubscribeToShardEventStreamMemberSubscribeToShardEvent).Value
+		v := shardEvent(t, e)
 		if len(v.Records) != 1 || *v.ContinuationSequenceNumber != *v.Records[0].SequenceNumber {
 			t.Errorf("event %d: %+v", i, v)
 		}
 	}
 	d.must(t, "SplitShard", `{"StreamName":"s","ShardToSplit":"shardId-000000000000","NewStartingHashKey":"1000"}`, nil)
 	e := <-events.Events()
-	v := e.(*types.SubscribeToShardEventStreamMemberSubscribeToShardEvent).Value
+	v := shardEvent(t, e)
 	if len(v.ChildShards) != 2 || v.ContinuationSequenceNumber != nil {
 		t.Errorf("last event: %+v", v)
 	}
 	if _, more := <-events.Events(); more || events.Err() != nil {
 		t.Errorf("after the last event: %v %v", more, events.Err())
 	}
+}
+
+func shardEvent(t *testing.T, e types.SubscribeToShardEventStream) types.SubscribeToShardEvent {
+	t.Helper()
+	m, ok := e.(*types.SubscribeToShardEventStreamMemberSubscribeToShardEvent)
+	if !ok {
+		t.Fatalf("event %T, want records", e)
+	}
+	return m.Value
 }

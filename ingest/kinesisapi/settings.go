@@ -15,7 +15,6 @@ const (
 	commitmentDays = 30
 )
 
-//nolint:revive // the API's names
 type (
 	limitsOut struct {
 		ShardLimit               int64
@@ -98,9 +97,9 @@ func (d *Door) updateAccount(_ context.Context, c *call, in *updateAccountInput)
 	var out accountOut
 	err := d.change(func(cat *catalog) error {
 		now, want := c.now.UnixMilli(), *in.MinimumThroughputBillingCommitment.Status
-		switch {
-		case want == cat.Commitment.Status:
-		case want == "ENABLED":
+		switch want {
+		case cat.Commitment.Status:
+		case "ENABLED":
 			cat.Commitment = commitment{Status: want, Started: now}
 		default:
 			cat.Commitment = commitment{Status: want, Started: cat.Commitment.Started, Ended: now}

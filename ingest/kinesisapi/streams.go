@@ -19,7 +19,6 @@ const (
 	maxShardsCreated  = 10_000
 )
 
-//nolint:revive // the API's names
 type (
 	hashRange     struct{ StartingHashKey, EndingHashKey string }
 	sequenceRange struct{ StartingSequenceNumber, EndingSequenceNumber string }
@@ -150,22 +149,32 @@ func (d *Door) createStream(ctx context.Context, c *call, in *createStreamInput)
 	if err != nil {
 		return nil, err
 	}
-	log, err := d.cfg.Store.Create(context.WithoutCancel(ctx), name, m.logConfig())
-	var l *live
-	if err == nil {
-		l = d.newLive(name, log)
-		err = l.refresh(context.WithoutCancel(ctx))
-	}
-	return nil, errors.Join(err, d.change(func(cat *catalog) error {
-		if err != nil {
+	l, err := d.makeLog(context.WithoutCancel(ctx), m)
+	if err != nil {
+		return nil, errors.Join(err, d.change(func(cat *catalog) error {
 			delete(cat.Streams, name)
 			return nil
-		}
+		}))
+	}
+	return nil, d.change(func(cat *catalog) error {
 		e := cat.edit(name)
 		e.live = l
 		d.during(e, creating, time.Now())
 		return nil
-	}))
+	})
+}
+
+// makeLog makes the log of a new stream, or leaves none: one without metadata would keep the name taken by a stream nobody sees.
+func (d *Door) makeLog(ctx context.Context, m *streamMeta) (*live, error) {
+	log, err := d.cfg.Store.Create(ctx, m.Name, m.logConfig())
+	if err != nil {
+		return nil, err
+	}
+	l := d.newLive(m.Name, log)
+	if err := l.refresh(ctx); err != nil {
+		return nil, errors.Join(err, d.cfg.Store.Delete(ctx, m.Name))
+	}
+	return l, nil
 }
 
 // roomForShards refuses what would exceed the account's shards.

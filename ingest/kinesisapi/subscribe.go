@@ -115,12 +115,13 @@ func (d *Door) subscribeToShard(ctx context.Context, c *call, in *subscribeInput
 	if err != nil {
 		return d.shardError(m, s, err)
 	}
-	defer r.Close() // a read handle
+	defer func() { _ = r.Close() }() // a read handle
 	pusher := &pusher{
 		d: d, c: c, m: m, sub: sub, r: r, rc: http.NewResponseController(c.w),
 		getter: getter{enc: c.enc, shard: s, key: m.Key, after: after}, until: c.now.Add(d.cfg.SubscribeFor),
 	}
-	return pusher.run(ctx)
+	pusher.run(ctx)
+	return nil
 }
 
 // A pusher sends the events of one subscription.
@@ -139,7 +140,7 @@ type pusher struct {
 
 // run sends events until the subscription's time is over, the shard is read out, or somebody ends it. Once the first frame is out,
 // errors are frames as well.
-func (p *pusher) run(ctx context.Context) error {
+func (p *pusher) run(ctx context.Context) {
 	// The SDK for Go closes the request's body as soon as it has the answer's headers. When they come within microseconds its
 	// transport is still looking whether the body is at its end, finds it closed, and drops the connection.
 	select {
@@ -154,12 +155,12 @@ func (p *pusher) run(ctx context.Context) error {
 		{Name: ":message-type", Value: "event"}, {Name: ":event-type", Value: "initial-response"}, {Name: ":content-type", Value: enc.ContentType()},
 	}, enc.CloseMap(enc.OpenMap(nil)))
 	if !p.send(first) {
-		return nil
+		return
 	}
 	for {
 		left := time.Until(p.until)
 		if left <= 0 {
-			return nil
+			return
 		}
 		wait, cancel := context.WithTimeout(ctx, min(p.d.cfg.HeartbeatEach, left))
 		recs, err := p.r.Next(wait, maxEventCount)
@@ -168,27 +169,27 @@ func (p *pusher) run(ctx context.Context) error {
 		switch {
 		case err == nil:
 			if !p.events(ctx, recs) {
-				return nil
+				return
 			}
 		case ctx.Err() != nil:
 			if f, ok := errors.AsType[*fault](context.Cause(ctx)); ok {
 				p.exception(f)
 			}
-			return nil
+			return
 		case errors.Is(err, io.EOF):
 			p.lastEvent(ctx)
-			return nil
+			return
 		case late:
 			if !p.event(nil) {
-				return nil
+				return
 			}
 		default:
 			f := asFault(p.d.shardError(p.m, p.shard, err))
 			if ours(f) {
-				p.d.cfg.Log.Error("subscription failed", "stream", p.m.Name, "shard", p.shard.id, "error", err)
+				p.d.cfg.Log.ErrorContext(ctx, "subscription failed", "stream", p.m.Name, "shard", p.shard.id, "error", err)
 			}
 			p.exception(f)
-			return nil
+			return
 		}
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"github.com/milepost/milepost/ingest/kinesisapi/policy"
 )
 
-//nolint:revive // the API's names
 type (
 	tagOut struct {
 		Key   string

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/milepost/milepost/internal/vfs"
-	"github.com/milepost/milepost/stream"
 )
 
 // tokenLife is how long a shard iterator or a pagination token is good for, as at AWS.
@@ -44,7 +43,7 @@ func openTokens(fsys vfs.FS, dir string) (*tokens, error) {
 			return nil, fmt.Errorf("read %s: %w: restore it, or remove it, which ends all shard iterators", path, err)
 		}
 	case errors.Is(err, fs.ErrNotExist):
-		rand.Read(key)
+		_, _ = rand.Read(key)                                                   // never fails: it ends the program instead
 		if err := writeFile(fsys, dir, keyFile, bytes.Clone(key)); err != nil { // a file may scribble over what it was given
 			return nil, err
 		}
@@ -137,7 +136,7 @@ func (t *tokens) readPage(text, op string, now time.Time) (p page, err error) {
 
 func (t *tokens) seal(b, plain []byte, kind string) []byte {
 	var nonce [12]byte
-	rand.Read(nonce[:])
+	_, _ = rand.Read(nonce[:]) // never fails
 	b = append(b, tokenPrefix...)
 	b = append(b, nonce[:]...)
 	return t.box.Seal(b, nonce[:], plain, []byte(kind))
@@ -156,6 +155,3 @@ func (t *tokens) open(text, kind string) ([]byte, bool) {
 
 // amazonTime writes a time as AWS' messages do: Thu Jan 22 01:22:02 UTC 2015.
 func amazonTime(t time.Time) string { return t.UTC().Format("Mon Jan 02 15:04:05 UTC 2006") }
-
-// place is what a stored place in a shard and the log agree on.
-func (it *iterator) position() stream.Position { return position(it.after) }

@@ -65,7 +65,7 @@ func End(b []byte, start int) []byte {
 	return binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(m))
 }
 
-// ErrShort: there is no whole message yet.
+// ErrShort says that there is no whole message yet.
 var ErrShort = errors.New("event stream message is incomplete")
 
 // Decode reads the first message of b and returns what follows it. The payload aliases b.

@@ -45,6 +45,7 @@ const (
 // many is a string or a list of strings.
 type many []string
 
+// UnmarshalJSON implements json.Unmarshaler.
 func (m *many) UnmarshalJSON(b []byte) error {
 	if len(b) > 0 && b[0] == '"' {
 		*m = many{""}
@@ -55,6 +56,7 @@ func (m *many) UnmarshalJSON(b []byte) error {
 
 type principal []string
 
+// UnmarshalJSON implements json.Unmarshaler.
 func (p *principal) UnmarshalJSON(b []byte) error {
 	if len(b) > 0 && b[0] == '"' {
 		*p = principal{""}
@@ -76,7 +78,7 @@ func (p *principal) UnmarshalJSON(b []byte) error {
 
 type document struct {
 	Version   string
-	Id        string //nolint:revive // IAM's name
+	Id        string
 	Statement statements
 }
 
@@ -94,6 +96,7 @@ type rawStatement struct {
 	Condition    json.RawMessage
 }
 
+// UnmarshalJSON implements json.Unmarshaler.
 func (s *statements) UnmarshalJSON(b []byte) error {
 	if len(b) > 0 && b[0] == '[' {
 		return strict(b, (*[]rawStatement)(s))
@@ -149,7 +152,7 @@ func (r *rawStatement) compile(account string) (statement, error) {
 	case len(r.Principal) > 0 && len(r.NotPrincipal) > 0:
 		return s, errors.New("give Principal or NotPrincipal, not both")
 	case len(r.Condition) > 0 && string(r.Condition) != "{}" && string(r.Condition) != "null":
-		return s, errors.New("Condition is not supported: split the statement by action and resource instead")
+		return s, errors.New("a Condition is not supported: split the statement by action and resource instead")
 	}
 	s.notActions = len(r.NotAction) > 0
 	for _, a := range append(r.Action, r.NotAction...) {

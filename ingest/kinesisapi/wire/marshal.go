@@ -48,8 +48,9 @@ func (e Encoding) marshal(b []byte, v reflect.Value) []byte {
 		return e.CloseMap(b)
 	case reflect.Struct:
 		return e.CloseMap(e.members(e.OpenMap(b), v))
+	default:
+		panic("wire: bug: no way to write " + v.Type().String())
 	}
-	panic("wire: bug: no way to write " + v.Type().String())
 }
 
 func (e Encoding) members(b []byte, v reflect.Value) []byte {
@@ -78,6 +79,7 @@ func absent(v reflect.Value) bool {
 	case reflect.Struct:
 		t, ok := v.Interface().(time.Time)
 		return ok && t.IsZero()
+	default:
+		return false
 	}
-	return false
 }

@@ -223,6 +223,7 @@ func (f *field) wrong(k Kind) error {
 			return &TypeError{"Start of list found where not expected"}
 		}
 		return &TypeError{"Expected null"}
+	case isString, isInt, isBool, isTime, isBlob: // below, by what was there
 	}
 	article := "an"
 	if f.kind == isBlob {
@@ -241,8 +242,9 @@ func (f *field) wrong(k Kind) error {
 		return &TypeError{"class java.lang.String can not be converted to " + article + " " + want}
 	case Bytes:
 		return &TypeError{"class java.nio.ByteBuffer can not be converted to " + article + " " + want}
+	default: // Null, which fields take, and Invalid
+		return fmt.Errorf("%w: expected a value", ErrSyntax)
 	}
-	return fmt.Errorf("%w: expected a value", ErrSyntax)
 }
 
 func (f *field) set(r Reader, v reflect.Value) error {

@@ -32,6 +32,8 @@ const (
 )
 
 // A Reader pulls values out of a body. After an error its state is undefined.
+//
+//nolint:interfacebloat // one method for each kind of value of two formats: split, each half would be asked for by the same caller
 type Reader interface {
 	Kind() Kind          // of the value at the cursor; it does not move
 	Bool() (bool, error) //
@@ -49,7 +51,7 @@ type Reader interface {
 // ErrSyntax is wrapped by every error about a body that is not JSON or CBOR at all.
 var ErrSyntax = errors.New("malformed body")
 
-// ErrDeep: the body nests deeper than MaxDepth.
+// ErrDeep says that the body nests deeper than MaxDepth.
 var ErrDeep = fmt.Errorf("%w: nested too deep", ErrSyntax)
 
 // A TypeError says that a value is there but of the wrong kind, in AWS' words.

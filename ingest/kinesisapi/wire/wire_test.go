@@ -40,12 +40,10 @@ var testRules = Rules{Patterns: map[string]string{"name": `[a-z]+`}, Enums: map[
 
 func plan() *Plan { return NewPlan(reflect.TypeFor[everything](), testRules) }
 
-func ptr[T any](v T) *T { return &v }
-
 func sample() *everything {
 	return &everything{
-		embedded: embedded{ptr("abc")}, N: ptr(int64(7)), B: ptr(true), T: ptr(time.UnixMilli(1607497475123)), Data: []byte{0, 255}, List: []string{"é\"\n"},
-		Tags: map[string]string{"k": ""}, Sub: &inner{ptr("x")}, Subs: []inner{{ptr("y")}, {}}, Mode: ptr("X"), Index: ptr(""),
+		embedded: embedded{new("abc")}, N: new(int64(7)), B: new(true), T: new(time.UnixMilli(1607497475123)), Data: []byte{0, 255}, List: []string{"é\"\n"},
+		Tags: map[string]string{"k": ""}, Sub: &inner{new("x")}, Subs: []inner{{new("y")}, {}}, Mode: new("X"), Index: new(""),
 	}
 }
 
@@ -86,11 +84,11 @@ func TestBindCBOR(t *testing.T) {
 			t.Errorf("%s: %v %s", text, err, diff)
 		}
 	}
-	f("bf 61 4e 07 ff", &everything{N: ptr(int64(7))})                                              // {_ "N": 7}
-	f("a1 61 4e f9 4700", &everything{N: ptr(int64(7))})                                            // a half-precision 7.0
+	f("bf 61 4e 07 ff", &everything{N: new(int64(7))})                                              // {_ "N": 7}
+	f("a1 61 4e f9 4700", &everything{N: new(int64(7))})                                            // a half-precision 7.0
 	f("a1 64 44617461 5f 41 01 42 0203 ff", &everything{Data: []byte{1, 2, 3}})                     // chunks
-	f("a1 61 54 c1 1b 00000176 4718 1f73", &everything{T: ptr(time.UnixMilli(0x0000017647181f73))}) // tag 1, ms
-	f("a1 61 54 c1 fb 41d7f41dd0c7ced9", &everything{T: ptr(time.UnixMilli(1607497539122))})        // tag 1, seconds as a float
+	f("a1 61 54 c1 1b 00000176 4718 1f73", &everything{T: new(time.UnixMilli(0x0000017647181f73))}) // tag 1, ms
+	f("a1 61 54 c1 fb 41d7f41dd0c7ced9", &everything{T: new(time.UnixMilli(1607497539122))})        // tag 1, seconds as a float
 	f("a2 61 4e f6 63 787878 9f 01 a1 01 02 ff", nil)                                               // a key that is no text
 	f("a2 61 4e f6 63 787878 9f 01 80 ff", &everything{})                                           // null, and a member nobody knows
 	f("a1 61 4e", nil)
