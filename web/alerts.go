@@ -47,7 +47,7 @@ func (s *Server) listAlerts(w http.ResponseWriter, r *http.Request) error {
 		list.Alerts = found[:limit]
 		list.Next = found[limit-1].ID
 	}
-	return writeJSON(w, http.StatusOK, list)
+	return writeJSON(w, list)
 }
 
 func (s *Server) getAlert(w http.ResponseWriter, r *http.Request) error {
@@ -58,7 +58,7 @@ func (s *Server) getAlert(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, a)
+	return writeJSON(w, a)
 }
 
 func (s *Server) ackAlert(w http.ResponseWriter, r *http.Request) error {
@@ -82,5 +82,5 @@ func (s *Server) ackAlert(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, a)
+	return writeJSON(w, a)
 }

@@ -289,7 +289,7 @@ func flowOf(before, now *PipelineStatus) *flow {
 func (w *hubWork) complain(ctx context.Context, what string, err error) {
 	if ctx.Err() == nil && w.failing != what {
 		w.failing = what
-		w.h.cfg.Log.Warn("live feed degraded", "what", what, "err", err)
+		w.h.cfg.Log.WarnContext(ctx, "live feed degraded", "what", what, "err", err)
 	}
 }
 

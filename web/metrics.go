@@ -25,12 +25,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "milepost_web_requests_total", Help: "Requests answered, by route and status."}, []string{"route", "code"}),
+			Name: "milepost_web_requests_total", Help: "Requests answered, by route and status.",
+		}, []string{"route", "code"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "milepost_web_request_seconds", Help: "Time to answer a request, by route; live feeds are not counted.",
-			Buckets: []float64{.001, .005, .025, .1, .5, 2.5, 10, 30}}, []string{"route"}),
+			Buckets: []float64{.001, .005, .025, .1, .5, 2.5, 10, 30},
+		}, []string{"route"}),
 		clients: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "milepost_web_live_clients", Help: "Live feeds now open."}),
+			Name: "milepost_web_live_clients", Help: "Live feeds now open.",
+		}),
 		frames:  counter("milepost_web_live_frames_total", "Deltas encoded, once for all feeds."),
 		merged:  counter("milepost_web_live_merged_total", "Deltas merged for a feed that had fallen behind or just come."),
 		refused: counter("milepost_web_live_refused_total", "Feeds refused because too many were open."),
@@ -38,7 +41,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		bytes:   counter("milepost_web_live_bytes_total", "Bytes written to live feeds."),
 		encode: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "milepost_web_live_tick_seconds", Help: "Time the hub takes to drain and encode one delta.",
-			Buckets: []float64{.0001, .0005, .001, .005, .02, .1, .5}}),
+			Buckets: []float64{.0001, .0005, .001, .005, .02, .1, .5},
+		}),
 	}
 	if reg != nil {
 		reg.MustRegister(m.requests, m.seconds, m.clients, m.frames, m.merged, m.refused, m.dropped, m.bytes, m.encode)

@@ -23,7 +23,7 @@ func (s *Server) getPipeline(w http.ResponseWriter, r *http.Request) error {
 	if st.Sinks == nil {
 		st.Sinks = []SinkStatus{}
 	}
-	return writeJSON(w, http.StatusOK, st)
+	return writeJSON(w, st)
 }
 
 const (
@@ -61,7 +61,7 @@ func (s *Server) listDeadLetters(w http.ResponseWriter, r *http.Request) error {
 		}
 		list.Letters = append(list.Letters, l)
 	}
-	return writeJSON(w, http.StatusOK, list)
+	return writeJSON(w, list)
 }
 
 func (s *Server) getDeadLetter(w http.ResponseWriter, r *http.Request) error {
@@ -72,5 +72,5 @@ func (s *Server) getDeadLetter(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, l)
+	return writeJSON(w, l)
 }

@@ -84,5 +84,4 @@ const (
 	settled = `!milepost.page?.map || (milepost.mapView.map.gl ? milepost.mapView.map.gl.loaded() && milepost.mapView.map.gl.areTilesLoaded() : true) && !(milepost.mapView.map.gl?.isMoving() ?? false) && document.getAnimations().length === 0 && (performance.now() - (window.__since ??= performance.now()) > 1500)`
 )
 
-//nolint:gochecknoglobals // a constant in all but syntax
 var testTime = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)

@@ -119,7 +119,7 @@ type AlertCounts struct {
 	Unacked  int    `json:"unacked"`
 }
 
-// ErrNotFound: the source has no such thing.
+// ErrNotFound says that the source has no such thing.
 var ErrNotFound = errors.New("not found")
 
 // An UnavailableError is a source that cannot do it now and will later. Reason is told to the client: why, and what mends it.

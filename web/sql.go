@@ -219,7 +219,7 @@ func (s *Server) getHistory(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return ours(err)
 	}
-	return writeJSON(w, http.StatusOK, out)
+	return writeJSON(w, out)
 }
 
 // signalsOf are the signals that a vehicle has sent, but for its heading, which nobody charts.
@@ -256,7 +256,7 @@ func (s *Server) getTrail(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return ours(err)
 	}
-	return writeJSON(w, http.StatusOK, out)
+	return writeJSON(w, out)
 }
 
 // ours turns a "mistake in the query" into a fault of this server, whose query it was.

@@ -24,7 +24,7 @@ import (
 )
 
 //go:embed static
-var static embed.FS //nolint:gochecknoglobals // embedded data, never written
+var static embed.FS
 
 // assets are the dashboard's files. They are served under /assets/<version>/, where the version is a hash of them all: a
 // browser keeps them for ever, and a new binary's page asks for new ones.
@@ -53,7 +53,7 @@ func newAssets() (*assets, error) {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(all, "%s %d\n", name, len(body))
+		all.Write(fmt.Appendf(nil, "%s %d\n", name, len(body)))
 		all.Write(body)
 		a.files[strings.TrimPrefix(name, "static/")] = newAsset(name, body)
 		return nil

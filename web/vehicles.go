@@ -59,7 +59,7 @@ func (s *Server) listVehicles(w http.ResponseWriter, r *http.Request) error {
 			list.Vehicles = append(list.Vehicles, tidy(v))
 		}
 	}
-	return writeJSON(w, http.StatusOK, list)
+	return writeJSON(w, list)
 }
 
 func vehicleMatches(v *fleet.Vehicle, lower string) bool {
@@ -74,7 +74,7 @@ func (s *Server) getVehicle(w http.ResponseWriter, r *http.Request) error {
 	if !ok {
 		return problemf(http.StatusNotFound, "no-such-vehicle", "no reading of a vehicle with this id has arrived: %q", r.PathValue("id"))
 	}
-	return writeJSON(w, http.StatusOK, tidy(v))
+	return writeJSON(w, tidy(v))
 }
 
 // tidy makes a vehicle's JSON regular: never null, in the order people look for signals.

@@ -222,7 +222,7 @@ func originOf(raw string) (string, error) {
 // uiConfig tells the page what this server has.
 func (s *Server) uiConfig(w http.ResponseWriter, _ *http.Request) error {
 	w.Header().Set("Cache-Control", "no-cache")
-	return writeJSON(w, http.StatusOK, map[string]any{
+	return writeJSON(w, map[string]any{
 		"title":       s.cfg.Title,
 		"tile_url":    s.cfg.TileURL,
 		"pmtiles_url": s.cfg.PMTiles,

@@ -28,8 +28,15 @@ import (
 	"github.com/milepost/milepost/web/webtest"
 )
 
-// call makes a request and returns the answer with its body read.
-func call(t *testing.T, method, url, body string, headers ...string) (*http.Response, string) {
+// An answer is what came back, its body read and closed.
+type answer struct {
+	StatusCode      int
+	Header, Trailer http.Header
+	url             string
+}
+
+// call makes a request and returns the answer and its body.
+func call(t *testing.T, method, url, body string, headers ...string) (answer, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 	if err != nil {
@@ -50,7 +57,7 @@ func call(t *testing.T, method, url, body string, headers ...string) (*http.Resp
 	if err != nil {
 		t.Fatalf("%s %s: read: %v", method, url, err)
 	}
-	return res, string(b)
+	return answer{res.StatusCode, res.Header, res.Trailer, url}, string(b)
 }
 
 func decodeJSON[T any](t *testing.T, body string) T {
@@ -63,14 +70,14 @@ func decodeJSON[T any](t *testing.T, body string) T {
 }
 
 // wantProblem checks an error's form, status and type.
-func wantProblem(t *testing.T, res *http.Response, body string, status int, kind string) {
+func wantProblem(t *testing.T, res answer, body string, status int, kind string) {
 	t.Helper()
 	p := decodeJSON[struct {
 		Type, Title, Detail string
 		Status              int
 	}](t, body)
 	if res.StatusCode != status || p.Status != status || p.Type != "urn:milepost:"+kind || p.Detail == "" || res.Header.Get("Content-Type") != "application/problem+json" {
-		t.Errorf("%s: got %d %s %+v, want %d %s", res.Request.URL, res.StatusCode, res.Header.Get("Content-Type"), p, status, kind)
+		t.Errorf("%s: got %d %s %+v, want %d %s", res.url, res.StatusCode, res.Header.Get("Content-Type"), p, status, kind)
 	}
 }
 
@@ -181,7 +188,7 @@ func TestAlertsAreAcknowledged(t *testing.T) {
 
 func TestSQL(t *testing.T) {
 	s := serve(t, 20)
-	post := func(path, body string, headers ...string) (*http.Response, string) {
+	post := func(path, body string, headers ...string) (answer, string) {
 		return call(t, "POST", s.url+path, body, append([]string{"Content-Type", "application/json"}, headers...)...)
 	}
 	res, body := post("/v1/sql", `{"sql":"SELECT 1"}`)
@@ -450,7 +457,7 @@ func TestSlowBrowserSlowsNothing(t *testing.T) {
 	s := serve(t, 3000, func(c *web.Config) {
 		c.LiveInterval, c.MaxClients, c.Registry = 5e6, 3, reg
 	})
-	open := func() *http.Response {
+	open := func() (status int, header http.Header, feed io.Reader) {
 		req, err := http.NewRequestWithContext(t.Context(), "GET", s.url+"/v1/live", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -459,14 +466,14 @@ func TestSlowBrowserSlowsNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { res.Body.Close() })
-		return res
+		t.Cleanup(func() { _ = res.Body.Close() }) // a feed that is cut off
+		return res.StatusCode, res.Header, res.Body
 	}
 	open() // read by nobody
 	open()
-	fast := open()
-	if res := open(); res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" {
-		t.Errorf("a fourth feed: %d, want 503 with Retry-After", res.StatusCode)
+	_, _, fast := open()
+	if status, header, _ := open(); status != http.StatusServiceUnavailable || header.Get("Retry-After") == "" {
+		t.Errorf("a fourth feed: %d, want 503 with Retry-After", status)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var pushing sync.WaitGroup
@@ -479,7 +486,7 @@ func TestSlowBrowserSlowsNothing(t *testing.T) {
 			s.fleet.Advance(now)
 		}
 	})
-	in := bufio.NewReader(fast.Body)
+	in := bufio.NewReader(fast)
 	for bytesRead := 0; bytesRead < 20<<20; {
 		line, err := in.ReadBytes('\n')
 		if err != nil {

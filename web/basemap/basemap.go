@@ -14,10 +14,10 @@ import (
 )
 
 //go:embed world.tiles
-var world []byte //nolint:gochecknoglobals // embedded data, never written
+var world []byte
 
 //go:embed outline.json
-var outline []byte //nolint:gochecknoglobals // embedded data, never written
+var outline []byte
 
 // MaxZoom is the last zoom that has tiles of its own.
 const MaxZoom = 6

@@ -140,11 +140,18 @@ func (s SQL) Query(_ context.Context, sql string, format query.Format, lim query
 
 // Rows implements query.Engine for the queries of package history.
 func (s SQL) Rows(_ context.Context, _ query.Limits, each func([]any) error, sql string, args ...any) error {
-	from, to := args[1].(time.Time).UnixMilli(), args[2].(time.Time).UnixMilli()
-	start, step := args[3].(int64), args[4].(int64)
+	id, ok0 := args[0].(string)
+	since, ok1 := args[1].(time.Time)
+	until, ok2 := args[2].(time.Time)
+	start, ok3 := args[3].(int64)
+	step, ok4 := args[4].(int64)
+	if !ok0 || !ok1 || !ok2 || !ok3 || !ok4 {
+		return fmt.Errorf("arguments %v: want a vehicle, two times and two numbers", args)
+	}
+	from, to := since.UnixMilli(), until.UnixMilli()
 	signals := strings.Count(sql, ", count(s")
 	s.Fleet.mu.Lock()
-	c := s.Fleet.byID[args[0].(string)]
+	c := s.Fleet.byID[id]
 	s.Fleet.mu.Unlock()
 	if c == nil {
 		return nil

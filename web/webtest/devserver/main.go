@@ -46,7 +46,7 @@ func run() error {
 	srv := &http.Server{Addr: *addr, Handler: s, ReadHeaderTimeout: 10 * time.Second}
 	done := make(chan error, 1)
 	go func() { done <- srv.ListenAndServe() }()
-	fmt.Printf("http://%s/ with %d vehicles\n", *addr, *n)
+	cfg.Log.InfoContext(ctx, "serving", "url", "http://"+*addr+"/", "vehicles", *n)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
