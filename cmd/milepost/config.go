@@ -265,10 +265,16 @@ func (c *Config) Validate() error {
 		key   string
 		value float64
 	}{
-		{"mqtt.max_connections", float64(c.MQTT.MaxConnections)}, {"limits.rate_per_device", c.Limits.Rate}, {"limits.burst_per_device", float64(c.Limits.Burst)},
-		{"archive.retention", time.Duration(c.Archive.Retention).Seconds()}, {"sql.threads", float64(c.SQL.Threads)}, {"sql.rows", float64(c.SQL.Rows)},
-		{"sql.concurrent", float64(c.SQL.Concurrent)}, {"sql.timeout", time.Duration(c.SQL.Timeout).Seconds()},
-		{"fleet.offline_after", time.Duration(c.Fleet.OfflineAfter).Seconds()}, {"fleet.commit", time.Duration(c.Fleet.Commit).Seconds()},
+		{"mqtt.max_connections", float64(c.MQTT.MaxConnections)},
+		{"limits.rate_per_device", c.Limits.Rate},
+		{"limits.burst_per_device", float64(c.Limits.Burst)},
+		{"archive.retention", time.Duration(c.Archive.Retention).Seconds()},
+		{"sql.threads", float64(c.SQL.Threads)},
+		{"sql.rows", float64(c.SQL.Rows)},
+		{"sql.concurrent", float64(c.SQL.Concurrent)},
+		{"sql.timeout", time.Duration(c.SQL.Timeout).Seconds()},
+		{"fleet.offline_after", time.Duration(c.Fleet.OfflineAfter).Seconds()},
+		{"fleet.commit", time.Duration(c.Fleet.Commit).Seconds()},
 	} {
 		check(n.value >= 0, "%s is negative", n.key) // 0 has a meaning: the default, or no limit
 	}

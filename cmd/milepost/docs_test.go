@@ -20,7 +20,6 @@ import (
 	"github.com/milepost/milepost/query"
 )
 
-//nolint:gochecknoglobals // flags of a test
 var updateDocs = flag.Bool("update", false, "write docs/configuration.md")
 
 // TestReferencePage holds docs/configuration.md to Config. With -args -update it writes the page.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -73,35 +74,37 @@ func startServer(t *testing.T, config, httpAddr, mqttAddr string) *serverProcess
 		}
 		resp, err := http.Get(p.http + "/readyz")
 		if err == nil {
-			resp.Body.Close()
+			_ = resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
 				return p
 			}
 		}
 		time.Sleep(5 * time.Millisecond) // a process, not a goroutine: there is nothing to wait on
 	}
-	p.cmd.Process.Kill()
+	_ = p.cmd.Process.Kill() // or it has ended by itself
 	<-p.done
 	t.Fatalf("server is not ready after a minute\n%s", p.logs)
 	return nil
 }
 
 func (p *serverProcess) kill() {
-	p.cmd.Process.Signal(syscall.SIGKILL)
+	_ = p.cmd.Process.Signal(syscall.SIGKILL) // or it has ended by itself
 	<-p.done
 }
 
 // stop asks the server to drain and end.
 func (p *serverProcess) stop() {
 	p.t.Helper()
-	p.cmd.Process.Signal(syscall.SIGTERM)
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		p.t.Errorf("stop server: %v", err)
+	}
 	select {
 	case err := <-p.done:
 		if err != nil {
 			p.t.Fatalf("server ended with %v\n%s", err, p.logs)
 		}
 	case <-time.After(60 * time.Second):
-		p.cmd.Process.Signal(syscall.SIGQUIT)
+		_ = p.cmd.Process.Signal(syscall.SIGQUIT) // its stacks, for the message below
 		<-p.done
 		p.t.Fatalf("server did not drain in a minute\n%s", p.logs)
 	}
@@ -257,7 +260,7 @@ func TestKill(t *testing.T) {
 		t.Errorf("%d vehicles have an overspeed alert, want %d", len(alerts), len(devices))
 	}
 	for _, a := range alerts {
-		if n := a[1].(json.Number).String(); n != "1" {
+		if n := fmt.Sprint(a[1]); n != "1" {
 			t.Errorf("%s has %s overspeed alerts, want 1", a[0], n)
 		}
 	}
@@ -276,6 +279,29 @@ func TestKill(t *testing.T) {
 	}
 }
 
+// sqlText and sqlNumber take cells of SQL's answer.
+func sqlText(t *testing.T, cell any) string {
+	t.Helper()
+	s, ok := cell.(string)
+	if !ok {
+		t.Fatalf("cell %v is a %T, want a text", cell, cell)
+	}
+	return s
+}
+
+func sqlNumber(t *testing.T, cell any) int64 {
+	t.Helper()
+	n, ok := cell.(json.Number)
+	if !ok {
+		t.Fatalf("cell %v is a %T, want a number", cell, cell)
+	}
+	i, err := n.Int64()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
 func checkKilled(t *testing.T, p *serverProcess, devices []*device, when string, base int64) {
 	t.Helper()
 	twice := p.rows("SELECT vehicle_id, event_time, count(*) FROM readings GROUP BY 1, 2 HAVING count(*) > 1 LIMIT 5")
@@ -284,16 +310,15 @@ func checkKilled(t *testing.T, p *serverProcess, devices []*device, when string,
 	}
 	have := map[string]map[int64]bool{}
 	for _, r := range p.rows("SELECT vehicle_id, epoch_ms(event_time) FROM readings") {
-		id := r[0].(string)
+		id := sqlText(t, r[0])
 		if have[id] == nil {
 			have[id] = map[int64]bool{}
 		}
-		ms, _ := r[1].(json.Number).Int64()
-		have[id][ms] = true
+		have[id][sqlNumber(t, r[1])] = true
 	}
 	pings := map[string]int64{}
 	for _, r := range p.rows("SELECT vehicle_id, sum(readings)::BIGINT FROM daily_kpis GROUP BY 1") {
-		pings[r[0].(string)], _ = r[1].(json.Number).Int64()
+		pings[sqlText(t, r[0])] = sqlNumber(t, r[1])
 	}
 	for _, d := range devices {
 		for i := range d.acked {
@@ -314,8 +339,7 @@ func checkKilled(t *testing.T, p *serverProcess, devices []*device, when string,
 			t.Fatal(err)
 		}
 		err = json.NewDecoder(resp.Body).Decode(&v)
-		resp.Body.Close()
-		if err != nil {
+		if err := errors.Join(err, resp.Body.Close()); err != nil {
 			t.Fatal(err)
 		}
 		if v.EventTime < madeAt(d.acked-1, base) || int(v.Readings) != len(have[d.id]) {
@@ -411,8 +435,10 @@ func waitCaughtUp(t *testing.T, addr string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, _ := io.ReadAll(resp.Body)
-		resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err := errors.Join(err, resp.Body.Close()); err != nil {
+			t.Fatal(err)
+		}
 		if resp.StatusCode == http.StatusOK {
 			return
 		}
@@ -460,7 +486,9 @@ func checkLog(t *testing.T, data string, devices []*device, base int64) {
 			}
 			last = recs[len(recs)-1].Pos
 		}
-		rd.Close()
+		if err := rd.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 	for _, d := range devices {
 		for i := range d.acked {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"math"
 	"testing"
@@ -85,8 +84,14 @@ func (v *crashVehicle) isForeign(payload string) bool {
 	return false
 }
 
+// A tippedLog is a log that knows where it ends.
+type tippedLog interface {
+	stream.Log
+	stream.Tipper
+}
+
 // readLog reads every record that a log holds.
-func readLog(t *testing.T, log stream.Log) []stream.Record {
+func readLog(t *testing.T, log tippedLog) []stream.Record {
 	t.Helper()
 	shards, err := log.Shards(t.Context())
 	if err != nil {
@@ -94,7 +99,7 @@ func readLog(t *testing.T, log stream.Log) []stream.Record {
 	}
 	var all []stream.Record
 	for _, sh := range shards {
-		tip, err := log.(stream.Tipper).Tip(t.Context(), sh.ID)
+		tip, err := log.Tip(t.Context(), sh.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -358,7 +363,7 @@ func (c *crashTest) checkLetters(s *server, when string) {
 	known := 0
 	for _, v := range c.vehicles {
 		for once := range v.sent {
-			got, want := doors[once], fmt.Sprint("at most 1")
+			got, want := doors[once], "at most 1"
 			bad := got > 1
 			switch {
 			case v.isForeign(once) && inLog[once]:

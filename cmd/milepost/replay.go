@@ -62,7 +62,7 @@ func runReplay(ctx context.Context, e *env, args []string) error {
 		},
 	})
 	fmt.Fprintf(e.stdout, "%d rows of %s read, %d sent, %d acknowledged, %d refused by the door, %d no readings, %s, in %s\n",
-		sum.Read, plural(sum.Files, "file"), sum.Sent, sum.Acked, sum.Refused, sum.Bad, plural(int(sum.Vehicles), "vehicle"), sum.Elapsed.Round(time.Millisecond))
+		sum.Read, plural(sum.Files, "file"), sum.Sent, sum.Acked, sum.Refused, sum.Bad, plural(sum.Vehicles, "vehicle"), sum.Elapsed.Round(time.Millisecond))
 	for _, p := range sum.Problems {
 		fmt.Fprintln(e.stdout, " ", p)
 	}

@@ -181,7 +181,7 @@ func (h *hall) whole(s string) int64 {
 }
 
 // same compares numbers bit for bit, but that NaN is itself.
-func same(a, b float64) bool { return a == b || (a != a && b != b) } //nolint:staticcheck // NaN
+func same(a, b float64) bool { return a == b || (a != a && b != b) }
 
 func (h *hall) compareReadings(w *truth, c *complaints) {
 	h.t.Helper()

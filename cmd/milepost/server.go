@@ -112,7 +112,7 @@ func (s *server) open(ctx context.Context, fs vfs.FS, steps ...func(context.Cont
 		}
 		for i := len(s.closers) - 1; i >= 0; i-- {
 			if e := s.closers[i](); e != nil {
-				s.log.Warn("close after a failed start", "error", e)
+				s.log.WarnContext(ctx, "close after a failed start", "error", e)
 			}
 		}
 		return err
