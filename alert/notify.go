@@ -171,8 +171,10 @@ func (n *Notifier) removed(ctx context.Context) ([]Sink, error) {
 // A removedSink stands for one that the configuration no longer has.
 type removedSink struct{ name string }
 
+// Name implements Sink.
 func (s removedSink) Name() string { return s.name }
 
+// Send implements Sink.
 func (s removedSink) Send(context.Context, Notification) error {
 	return &RefusedError{Err: errors.New("the sink is no longer configured")}
 }

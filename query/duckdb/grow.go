@@ -11,6 +11,8 @@ import "regexp"
 const maxPad = 10_000
 
 // growing tells functions that make something as large as a number says, or multiply lists, and what serves instead.
+//
+//nolint:gochecknoglobals // a table, never written
 var growing = map[string]string{
 	"repeat": "bar() draws bars", "bitstring": "", "list_resize": "", "array_resize": "",
 	"range": rowsInstead, "generate_series": rowsInstead,
