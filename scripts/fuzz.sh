@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs every fuzz target of the tree for the given time each.
+# Runs every fuzz target of the tree, each for the given time (10s) or number of inputs (5000x).
 set -eu
 each=${1:-10s}
 for file in $(grep -rl --include='*_test.go' '^func Fuzz' .); do

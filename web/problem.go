@@ -42,6 +42,9 @@ func problemOf(err error) *problem {
 	if u, ok := errors.AsType[*query.UserError](err); ok {
 		return problemf(http.StatusBadRequest, "bad-query", "%s", u.Msg)
 	}
+	if u, ok := errors.AsType[*UnavailableError](err); ok {
+		return problemf(http.StatusServiceUnavailable, "unavailable", "%s", u.Reason)
+	}
 	if m, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return problemf(http.StatusRequestEntityTooLarge, "too-large", "the request is larger than %d bytes", m.Limit)
 	}
@@ -101,6 +104,9 @@ func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) error 
 			return nil
 		}
 		err = errors.New("there is something after the object")
+	}
+	if u, ok := errors.AsType[*UnavailableError](err); ok {
+		return problemf(http.StatusServiceUnavailable, "unavailable", "%s", u.Reason)
 	}
 	if m, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return m

@@ -122,6 +122,11 @@ type AlertCounts struct {
 // ErrNotFound: the source has no such thing.
 var ErrNotFound = errors.New("not found")
 
+// An UnavailableError is a source that cannot do it now and will later. Reason is told to the client: why, and what mends it.
+type UnavailableError struct{ Reason string }
+
+func (e *UnavailableError) Error() string { return e.Reason }
+
 // A Pipeline tells how data flows. Safe for concurrent use.
 type Pipeline interface {
 	// Status is asked every few seconds while anybody looks, and at most once at a time by the feed.

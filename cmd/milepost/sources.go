@@ -9,6 +9,7 @@ import (
 
 	"github.com/milepost/milepost/alert"
 	"github.com/milepost/milepost/fleet"
+	"github.com/milepost/milepost/state"
 	"github.com/milepost/milepost/web"
 )
 
@@ -73,6 +74,9 @@ func (s *alertSource) Alert(ctx context.Context, id string) (alert.Alert, error)
 // Ack implements web.Alerts.
 func (s *alertSource) Ack(ctx context.Context, id, by string) (alert.Alert, error) {
 	a, err := s.book.Ack(ctx, id, by, time.Now())
+	if errors.Is(err, state.ErrFull) || errors.Is(err, state.ErrFenced) {
+		err = &web.UnavailableError{Reason: err.Error()}
+	}
 	return a, notFound(err)
 }
 

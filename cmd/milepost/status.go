@@ -2,9 +2,13 @@ package main
 
 import (
 	"context"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/milepost/milepost/process"
+	"github.com/milepost/milepost/stream"
 	"github.com/milepost/milepost/stream/seglog"
 	"github.com/milepost/milepost/web"
 )
@@ -24,10 +28,7 @@ func (s *server) Status(ctx context.Context) (web.PipelineStatus, error) {
 		st.Doors = append(st.Doors, d)
 	}
 	if s.kinesis != nil {
-		st.Doors = append(st.Doors, web.DoorStatus{
-			Name: "kinesis", Address: orNone(s.cfg.Kinesis.Listen), Refused: map[string]uint64{},
-			Accepted: uint64(m.value("milepost_kinesis_incoming_records_total")), Bytes: uint64(m.value("milepost_kinesis_incoming_bytes_total")),
-		})
+		st.Doors = append(st.Doors, m.kinesisDoor(orNone(s.cfg.Kinesis.Listen)))
 	}
 	for _, name := range s.logs.Streams() {
 		l, err := s.logs.Stream(name)
@@ -43,6 +44,7 @@ func (s *server) Status(ctx context.Context) (web.PipelineStatus, error) {
 	for _, f := range s.runner.Status(ctx) {
 		st.Functions = append(st.Functions, functionStatus(f))
 	}
+	st.Functions = append(st.Functions, m.kinesisReaders()...)
 	a := s.archive.Status()
 	st.Archive = &web.ArchiveStatus{
 		Files: uint64(a.Files), Rows: uint64(a.Rows), Bytes: uint64(a.Bytes), TailRows: uint64(a.TailRows), Newest: a.LastFlush, //nolint:gosec // counts
@@ -154,6 +156,56 @@ func (m samples) door(name, address string) web.DoorStatus {
 		}
 	}
 	return d
+}
+
+// kinesisDoor is the Kinesis door, with what it refused under the names that people alert on.
+func (m samples) kinesisDoor(address string) web.DoorStatus {
+	d := web.DoorStatus{
+		Name: "kinesis", Address: address, Refused: map[string]uint64{},
+		Connections: int(m.value("milepost_kinesis_subscriptions")),
+		Accepted:    uint64(m.value("milepost_kinesis_incoming_records_total")),
+		Bytes:       uint64(m.value("milepost_kinesis_incoming_bytes_total")),
+	}
+	for reason, name := range map[string]string{
+		"WriteProvisionedThroughputExceeded": "milepost_kinesis_write_provisioned_throughput_exceeded_total",
+		"ReadProvisionedThroughputExceeded":  "milepost_kinesis_read_provisioned_throughput_exceeded_total",
+		"not read":                           "milepost_kinesis_refused_total",
+	} {
+		if n := m.value(name); n > 0 {
+			d.Refused[reason] = uint64(n)
+		}
+	}
+	return d
+}
+
+// kinesisReaders are the consumers that read over the Kinesis API: each fan-out consumer, and GetRecords of each stream.
+func (m samples) kinesisReaders() []web.FunctionStatus {
+	by := map[string]*web.FunctionStatus{}
+	add := func(name string, x sample) {
+		key := x.labels["stream"] + " " + name
+		f := by[key]
+		if f == nil {
+			f = &web.FunctionStatus{Name: name, Stream: x.labels["stream"]}
+			by[key] = f
+		}
+		f.Shards = append(f.Shards, web.FunctionLag{Shard: stream.ShardID(x.labels["shard"]), Lag: -1, Seconds: x.value / 1000})
+	}
+	for _, x := range m["milepost_kinesis_subscribe_to_shard_event_millis_behind_latest"] {
+		add("fan-out "+x.labels["consumer"], x)
+	}
+	for _, x := range m["milepost_kinesis_get_records_iterator_age_milliseconds"] {
+		if m.value("milepost_kinesis_outgoing_records_total", "stream", x.labels["stream"]) > 0 {
+			add("GetRecords", x)
+		}
+	}
+	out := make([]web.FunctionStatus, 0, len(by))
+	for _, key := range slices.Sorted(maps.Keys(by)) {
+		f := by[key]
+		f.Processed = uint64(m.value("milepost_kinesis_outgoing_records_total", "stream", f.Stream)) // of all the stream's readers
+		slices.SortFunc(f.Shards, func(a, b web.FunctionLag) int { return strings.Compare(string(a.Shard), string(b.Shard)) })
+		out = append(out, *f)
+	}
+	return out
 }
 
 func functionStatus(f process.FunctionStatus) web.FunctionStatus {
