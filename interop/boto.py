@@ -1,14 +1,24 @@
 """boto3 against a Kinesis endpoint: create, put, read, fan-out, split, merge, and every error as the exception boto3 knows.
 
-The endpoint is in MILEPOST_KINESIS; credentials and region come from the environment.
+Then telemetry into the built-in stream `readings`, plain and aggregated as the Producer Library does it: the vehicles' latest state
+and SQL have each reading exactly once.
+
+The endpoint is in MILEPOST_KINESIS, the HTTP API in MILEPOST_HTTP, the program in MILEPOST; credentials and region come from the
+environment.
 """
 
+import datetime
+import json
 import os
+import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 import uuid
 
+import aws_kinesis_agg.aggregator
 import boto3
 from botocore.config import Config
 
@@ -119,4 +129,75 @@ for what, error, call in [
 
 client.delete_stream(StreamName=name, EnforceConsumerDeletion=True)
 client.get_waiter("stream_not_exists").wait(StreamName=name, WaiterConfig={"Delay": 1})
+
+# Telemetry: 40 readings of each vehicle, a second apart, under its id as the partition key. Half of them
+# name no vehicle: they are of the key's.
+READINGS = 40
+began = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0) - datetime.timedelta(minutes=2)
+vehicles = {kind: f"{name}-{kind}" for kind in ("single", "batch", "aggregated")}
+
+
+def reading(vehicle, i):
+    at = (began + datetime.timedelta(seconds=i)).isoformat()
+    named = {"vehicle_id": vehicle} if i % 2 else {}
+    return json.dumps(named | {"ts": at, "lat": 52.5 + i / 1000, "lon": 13.4, "speed": i, "status": "moving"})
+
+
+def put_fleet():
+    for i in range(READINGS):
+        client.put_record(StreamName="readings", Data=reading(vehicles["single"], i), PartitionKey=vehicles["single"])
+    batch = [{"Data": reading(vehicles["batch"], i), "PartitionKey": vehicles["batch"]} for i in range(READINGS)]
+    put = client.put_records(StreamName="readings", Records=batch)
+    assert put["FailedRecordCount"] == 0, put
+    aggregator = aws_kinesis_agg.aggregator.RecordAggregator()
+    for i in range(READINGS):
+        assert aggregator.add_user_record(vehicles["aggregated"], reading(vehicles["aggregated"], i)) is None  # it fits into one
+    key, _, data = aggregator.clear_and_get().get_contents()
+    client.put_record(StreamName="readings", Data=data, PartitionKey=key)
+
+
+def latest(vehicle):
+    """What the API says of a vehicle, or nothing."""
+    try:
+        with urllib.request.urlopen(os.environ["MILEPOST_HTTP"] + "/v1/vehicles/" + vehicle, timeout=10) as r:
+            return json.load(r)
+    except urllib.error.HTTPError as e:
+        if e.code == 404:
+            return {}
+        raise
+
+
+def sql(query):
+    out = subprocess.run(
+        [os.environ["MILEPOST"], "sql", "--addr", os.environ["MILEPOST_HTTP"], "--format", "csv", query],
+        check=True, capture_output=True, text=True,
+    )
+    return out.stdout.splitlines()[1:]
+
+
+def has_last(vehicle):
+    state = latest(vehicle)
+    return any(s["name"] == "speed" and s["value"] == READINGS - 1 for s in state.get("signals", []))
+
+
+def counts():
+    return sql(
+        f"SELECT vehicle_id, count(*), count(DISTINCT event_time), max(speed)::INT FROM readings "
+        f"WHERE vehicle_id LIKE '{name}-%' GROUP BY 1 ORDER BY 1"
+    )
+
+
+expected = [f"{v},{READINGS},{READINGS},{READINGS - 1}" for v in sorted(vehicles.values())]
+put_fleet()
+for vehicle in vehicles.values():
+    until(f"{vehicle} in GET /v1/vehicles", lambda: has_last(vehicle))
+until("every reading in SQL", lambda: counts() == expected)
+put_fleet()  # as a client that did not hear the answer would; a reading behind them shows that they have been through
+for vehicle in vehicles.values():
+    client.put_record(StreamName="readings", Data=reading(vehicle, READINGS), PartitionKey=vehicle)
+READINGS += 1
+expected = [f"{v},{READINGS},{READINGS},{READINGS - 1}" for v in sorted(vehicles.values())]
+for vehicle in vehicles.values():
+    until(f"{vehicle}'s reading behind the repeated ones", lambda: has_last(vehicle))
+until("every reading once in SQL after they came twice", lambda: counts() == expected)
 print("boto3", boto3.__version__, "ok")

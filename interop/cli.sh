@@ -20,6 +20,14 @@ until [ "$(k describe-stream-summary --stream-name "$name" --query StreamDescrip
 k merge-shards --stream-name "$name" --shard-to-merge shardId-000000000001 --adjacent-shard-to-merge shardId-000000000002
 want merged "$(k describe-stream --stream-name "$name" --query 'StreamDescription.Shards[3].AdjacentParentShardId')" shardId-000000000002
 until [ "$(k describe-stream-summary --stream-name "$name" --query StreamDescriptionSummary.StreamStatus)" = ACTIVE ]; do :; done
+
+# The guides' next question: is everything still there? A record to the merged shard, then all four shards from their beginning.
+want shard "$(k put-record --stream-name "$name" --partition-key 123 --data "$(printf after | base64)" --cli-binary-format base64 --query ShardId 2>/dev/null ||
+	k put-record --stream-name "$name" --partition-key 123 --data after --query ShardId)" shardId-000000000003
+for shard in 0:dGVzdGRhdGE= 1:None 2:None 3:YWZ0ZXI=; do
+	it=$(k get-shard-iterator --shard-id "shardId-00000000000${shard%%:*}" --shard-iterator-type TRIM_HORIZON --stream-name "$name" --query ShardIterator)
+	want "data of shard ${shard%%:*}" "$(k get-records --shard-iterator "$it" --query 'Records[0].Data')" "${shard#*:}"
+done
 k increase-stream-retention-period --stream-name "$name" --retention-period-hours 48
 k add-tags-to-stream --stream-name "$name" --tags Project=fleet
 want tag "$(k list-tags-for-stream --stream-name "$name" --query 'Tags[0].Value')" fleet

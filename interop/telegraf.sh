@@ -1,24 +1,46 @@
 #!/bin/sh
-# Telegraf's kinesis output: what it collects once arrives in the stream. Needs the aws CLI, as scripts/interop.sh installs it.
+# Telegraf's kinesis output: the measurements of a file arrive in the stream, before and after a split. Needs telegraf and the aws CLI
+# in the path.
 set -eu
 k() { aws --endpoint-url "$MILEPOST_KINESIS" --region "$AWS_REGION" --output text kinesis "$@"; }
 name=interop-telegraf-$$
-conf=$(mktemp)
-trap 'rm -f "$conf"' EXIT
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
 k create-stream --stream-name "$name" --shard-count 1
 k wait stream-exists --stream-name "$name"
-cat >"$conf" <<CONF
-[[inputs.mem]]
+cat >"$dir/conf" <<CONF
+[agent]
+  omit_hostname = true
+[[inputs.file]]
+  files = ["$dir/in"]
+  data_format = "influx"
 [[outputs.kinesis]]
   region = "$AWS_REGION"
   endpoint_url = "$MILEPOST_KINESIS"
   streamname = "$name"
   data_format = "influx"
   [outputs.kinesis.partition]
-    method = "random"
+    method = "tag"
+    key = "vehicle"
 CONF
-telegraf --config "$conf" --once --quiet
-it=$(k get-shard-iterator --shard-id shardId-000000000000 --shard-iterator-type TRIM_HORIZON --stream-name "$name" --query ShardIterator)
-[ "$(k get-records --shard-iterator "$it" --query 'length(Records)')" -ge 1 ] || { echo "telegraf: nothing arrived" >&2; exit 1; }
+collect() { # first last: one measurement each, of a vehicle of its own
+	for i in $(seq "$1" "$2"); do echo "truck,vehicle=T$i speed=$i 1700000000000000000"; done >"$dir/in"
+	telegraf --config "$dir/conf" --once --quiet --strict-env-handling
+}
+collect 1 20
+k split-shard --stream-name "$name" --shard-to-split shardId-000000000000 --new-starting-hash-key 170141183460469231731687303715884105728
+until [ "$(k describe-stream-summary --stream-name "$name" --query StreamDescriptionSummary.StreamStatus)" = ACTIVE ]; do :; done
+collect 21 40
+for shard in 0 1 2; do
+	it=$(k get-shard-iterator --shard-id shardId-00000000000$shard --shard-iterator-type TRIM_HORIZON --stream-name "$name" --query ShardIterator)
+	k get-records --shard-iterator "$it" --query 'Records[].[Data]' >"$dir/shard$shard"
+done
+for i in $(seq 1 40); do echo "truck,vehicle=T$i speed=$i 1700000000000000000"; done | sort >"$dir/want"
+python3 -c 'import base64, sys
+for l in sys.stdin: sys.stdout.write(base64.b64decode(l).decode())' <"$dir/shard0" >"$dir/got"
+[ "$(grep -c . "$dir/got")" = 20 ] || { echo "telegraf: $(grep -c . "$dir/got") measurements before the split, want 20" >&2; exit 1; }
+cat "$dir/shard1" "$dir/shard2" | python3 -c 'import base64, sys
+for l in sys.stdin: sys.stdout.write(base64.b64decode(l).decode())' >>"$dir/got"
+sort "$dir/got" | diff "$dir/want" - || { echo "telegraf: other measurements arrived than were sent" >&2; exit 1; }
 k delete-stream --stream-name "$name"
-echo "$(telegraf --version) ok"
+echo "Telegraf ok"

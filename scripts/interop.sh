@@ -1,47 +1,142 @@
-#!/bin/sh
-# Real Kinesis clients against the endpoint in MILEPOST_KINESIS (http://127.0.0.1:4567): boto3, the aws CLI, the JavaScript SDK, and
-# with maven and a JDK the Java SDK, the Kinesis Client Library and DynamoDB Local for its leases. With MILEPOST_KINESIS_TLS, an
-# https endpoint of the same door, the Kinesis Producer Library as well, and with telegraf in the path its output. What a client
-# needs is installed into INTEROP_DIR (.interop), once. ONLY="boto cli js java telegraf" picks some.
+#!/bin/bash
+# Real Kinesis clients against the real program: boto3, the aws CLI, the JavaScript SDK, the Kinesis Client Library 3 and the Kinesis
+# Producer Library on Java (with DynamoDB Local for the leases), and Telegraf. Each puts, reads and reshards.
 #
-# When access keys are configured, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be of one that may do everything.
-set -eu
-: "${MILEPOST_KINESIS:=http://127.0.0.1:4567}"
-: "${AWS_ACCESS_KEY_ID:=interop}"
-: "${AWS_SECRET_ACCESS_KEY:=interop}"
-: "${AWS_REGION:=us-east-1}"
-export MILEPOST_KINESIS AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_REGION
+# It builds and starts milepost on free loopback ports with a directory and a certificate of its own, and stops it at the end. What a
+# client needs is installed once into INTEROP_DIR (default: milepost-interop in the user's cache directory). A client whose runtime is
+# missing (python3 with venv, node and npm, a JDK from 17 with maven and openssl) is skipped with a message, and with CI=true is a failure.
+# ONLY="boto cli js java telegraf" picks some.
+set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-dir=${INTEROP_DIR:-$root/.interop}
+dir=${INTEROP_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/milepost-interop}
 only=${ONLY:-boto cli js java telegraf}
+began=$SECONDS
 mkdir -p "$dir"
-wanted() { case " $only " in *" $1 "*) return 0 ;; esac; return 1; }
+run=$(mktemp -d)
+server=
+stop() {
+	status=$?
+	if [ -n "$server" ]; then kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true; fi
+	if [ "$status" != 0 ] && [ -f "$run/log" ]; then echo "--- the end of the server's log"; tail -n 30 "$run/log"; fi >&2
+	rm -rf "$run"
+}
+trap stop EXIT
+trap 'exit 130' INT TERM
 
-if wanted boto || wanted cli; then
-	[ -x "$dir/venv/bin/aws" ] || { python3 -m venv "$dir/venv" && "$dir/venv/bin/pip" -q install boto3 awscli; }
-	PATH=$dir/venv/bin:$PATH
+wanted() { case " $only " in *" $1 "*) return 0 ;; esac; return 1; }
+failed= ran=
+have() { # client command…: whether the client is wanted and its commands are there
+	local client=$1 c
+	wanted "$client" || return 1
+	shift
+	for c; do
+		if ! command -v "$c" >/dev/null; then
+			echo "skipped: $client (no $c)" >&2
+			if [ "${CI:-}" = true ]; then failed="$failed $client"; fi
+			return 1
+		fi
+	done
+	return 0
+}
+client() { # name command…
+	local name=$1 start=$SECONDS
+	shift
+	echo "--- $name"
+	if "$@"; then ran="$ran $name"; echo "$name: ok in $((SECONDS - start)) s"; else
+		echo "$name: FAILED after $((SECONDS - start)) s" >&2
+		failed="$failed $name"
+	fi
+}
+port() { # one that nothing listens on; each of the four from a range of its own
+	local p
+	while :; do
+		p=$(($1 + RANDOM % 2500))
+		(exec 3<>"/dev/tcp/127.0.0.1/$p") 2>/dev/null || break
+	done
+	echo "$p"
+}
+
+http=$(port 20000) mqtt=$(port 22500) kinesis=$(port 25000) tls=$(port 27500)
+cat >"$run/milepost.yaml" <<CONF
+data: $run/data
+http: {listen: "127.0.0.1:$http"}
+mqtt: {listen: "127.0.0.1:$mqtt"}
+kinesis:
+  listen: 127.0.0.1:$kinesis
+CONF
+if command -v openssl >/dev/null; then # the Producer Library speaks https only
+	openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost \
+		-addext subjectAltName=DNS:localhost,IP:127.0.0.1 -keyout "$run/key.pem" -out "$run/cert.pem" 2>/dev/null
+	echo "  tls: {listen: \"127.0.0.1:$tls\", cert: $run/cert.pem, key: $run/key.pem}" >>"$run/milepost.yaml"
 fi
-if wanted boto; then python "$root/interop/boto.py"; fi
-if wanted cli; then sh "$root/interop/cli.sh"; fi
-if wanted js; then
+(cd "$root" && go build -o "$run/milepost" ./cmd/milepost)
+"$run/milepost" serve --config "$run/milepost.yaml" 2>"$run/log" &
+server=$!
+for _ in $(seq 300); do
+	if (exec 3<>"/dev/tcp/127.0.0.1/$kinesis" 4<>"/dev/tcp/127.0.0.1/$http") 2>/dev/null; then break; fi
+	kill -0 "$server" 2>/dev/null || { echo "milepost did not start" >&2; exit 1; }
+	sleep 0.1
+done
+
+unset AWS_PROFILE AWS_SESSION_TOKEN AWS_ENDPOINT_URL AWS_ENDPOINT_URL_KINESIS
+export AWS_ACCESS_KEY_ID=interop AWS_SECRET_ACCESS_KEY=interop AWS_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true
+export AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_PAGER=
+export MILEPOST_KINESIS=http://127.0.0.1:$kinesis MILEPOST_KINESIS_TLS=https://127.0.0.1:$tls
+export MILEPOST_HTTP=http://127.0.0.1:$http MILEPOST=$run/milepost
+
+python_ready() {
+	[ -f "$dir/venv/ready" ] && return
+	rm -rf "$dir/venv"
+	python3 -m venv "$dir/venv" && "$dir/venv/bin/pip" -q --disable-pip-version-check install boto3 awscli aws_kinesis_agg protobuf && touch "$dir/venv/ready"
+}
+boto() { python_ready && "$dir/venv/bin/python" "$root/interop/boto.py"; }
+cli() { python_ready && PATH=$dir/venv/bin:$PATH sh "$root/interop/cli.sh"; }
+js() {
 	mkdir -p "$dir/js"
 	cp "$root/interop/js/package.json" "$root/interop/js/run.mjs" "$dir/js/"
-	(cd "$dir/js" && npm install --silent --no-audit --no-fund && node --no-warnings run.mjs)
+	(cd "$dir/js" && npm install --silent --no-audit --no-fund --cache "$dir/npm" && node --no-warnings run.mjs)
+}
+java_clients() {
+	mkdir -p "$dir/java/tmp"
+	cp -R "$root/interop/java/pom.xml" "$root/interop/java/src" "$dir/java/"
+	(cd "$dir/java" && mvn -q -B -Dstyle.color=never -Dmaven.repo.local="$dir/m2" package dependency:copy-dependencies -DoutputDirectory=target/lib &&
+		java -Xmx384m -Djava.io.tmpdir="$dir/java/tmp" -Dorg.slf4j.simpleLogger.defaultLogLevel="${INTEROP_LOG:-error}" \
+			-Dsqlite4java.library.path=target/lib -cp 'target/classes:target/lib/*' Interop)
+}
+
+# Telegraf as released, with its own go.sum, and of its plugins only those that the run needs.
+telegraf_version=v1.37.2
+telegraf_ready() {
+	[ -x "$dir/telegraf-$telegraf_version" ] && return
+	local mod=github.com/influxdata/telegraf src=$dir/telegraf
+	rm -rf "$src"
+	mkdir -p "$src"
+	(cd "$src" && GOWORK=off nice go mod download -json "$mod@$telegraf_version" >download.json &&
+		cp -R "$(sed -n 's/^\t"Dir": "\(.*\)",*$/\1/p' download.json)" source && chmod -R u+w source && cd source &&
+		GOWORK=off GOFLAGS=-mod=readonly nice go build -tags custom,inputs.file,outputs.kinesis,parsers.influx,serializers.influx \
+			-o "$src/telegraf" ./cmd/telegraf && mv "$src/telegraf" "$dir/telegraf-$telegraf_version" && rm -rf "$src")
+}
+telegraf_output() {
+	python_ready && telegraf_ready && mkdir -p "$dir/bin" && ln -sf "$dir/telegraf-$telegraf_version" "$dir/bin/telegraf" &&
+		PATH=$dir/bin:$dir/venv/bin:$PATH sh "$root/interop/telegraf.sh"
+}
+
+if have boto python3; then client boto boto; fi
+if have cli python3; then client cli cli; fi
+if have js node npm; then client js js; fi
+if have java java javac mvn openssl; then client java java_clients; fi
+if have telegraf python3 go; then client telegraf telegraf_output; fi
+
+if ! kill -0 "$server" 2>/dev/null; then
+	echo "milepost ended by itself" >&2
+	exit 1
 fi
-if wanted java; then
-	if command -v mvn >/dev/null; then
-		mkdir -p "$dir/java"
-		cp -R "$root/interop/java/pom.xml" "$root/interop/java/src" "$dir/java/"
-		(cd "$dir/java" && mvn -q -B package dependency:copy-dependencies -DoutputDirectory=target/lib &&
-			java -Xmx512m -Dsqlite4java.library.path=target/lib -cp 'target/classes:target/lib/*' Interop)
-	else
-		echo "skipped: java (no mvn)" >&2
-	fi
+kill "$server"
+wait "$server" || { echo "milepost did not end well" >&2; exit 1; }
+server=
+if [ -n "$failed" ]; then
+	echo "interop: failed:$failed" >&2
+	exit 1
 fi
-if wanted telegraf; then
-	if command -v telegraf >/dev/null; then
-		sh "$root/interop/telegraf.sh"
-	else
-		echo "skipped: telegraf (not in the path)" >&2
-	fi
-fi
+[ -n "$ran" ] || { echo "interop: no client could run" >&2; exit 1; }
+echo "interop: ok in $((SECONDS - began)) s:$ran"

@@ -41,6 +41,22 @@ for (const d of ["a", "b", "c"]) await client.send(new PutRecordCommand({ Stream
 await client.send(new SplitShardCommand({ StreamName, ShardToSplit: ShardId, NewStartingHashKey: "1000000" }));
 assert.equal(await following, 2);
 assert.deepEqual(pushed, ["a", "b", "c"]);
+
+// What is put behind the split is in the children.
+let status;
+do {
+  status = (await client.send(new DescribeStreamSummaryCommand({ StreamName }))).StreamDescriptionSummary.StreamStatus;
+} while (status !== "ACTIVE");
+await client.send(new PutRecordsCommand({
+  StreamName, Records: ["0", "1000000"].map((h) => ({ Data: bytes("at " + h), PartitionKey: "k", ExplicitHashKey: h })),
+}));
+const children = [];
+for (const s of (await client.send(new ListShardsCommand({ StreamName }))).Shards.filter((s) => s.ParentShardId === ShardId)) {
+  const i = await client.send(new GetShardIteratorCommand({ StreamName, ShardId: s.ShardId, ShardIteratorType: "TRIM_HORIZON" }));
+  const { Records } = await client.send(new GetRecordsCommand({ ShardIterator: i.ShardIterator }));
+  children.push(Records.map((r) => text(r.Data)));
+}
+assert.deepEqual(children, [["at 0"], ["at 1000000"]]);
 await assert.rejects(client.send(new GetRecordsCommand({ ShardIterator: "AAAA" })), { name: "InvalidArgumentException" });
 await client.send(new DeleteStreamCommand({ StreamName, EnforceConsumerDeletion: true }));
 client.destroy();
