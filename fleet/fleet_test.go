@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/milepost/milepost/ingest/kinesisapi/kpl"
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/process/rule"
 	"github.com/milepost/milepost/state"
@@ -72,6 +73,9 @@ func (s *shelf) Add(_ context.Context, pos stream.Position, r *telemetry.Reading
 		row := fmt.Appendf(nil, "%s@%d %s", r.Vehicle, r.Time, r.Status)
 		for _, x := range r.Signals {
 			row = fmt.Appendf(row, " %s=%v", s.cat.Def(x.ID).Name, x.Value)
+		}
+		if had, ok := s.next[pos]; ok { // several readings in one record
+			row = append([]byte(had+"\n"), row...)
 		}
 		s.next[pos] = string(row)
 	}
@@ -197,7 +201,7 @@ func (w *world) known() string {
 	}
 	rows := make([]string, 0, len(w.shelf.rows))
 	for _, r := range w.shelf.rows {
-		rows = append(rows, r)
+		rows = append(rows, strings.Split(r, "\n")...)
 	}
 	sort.Strings(rows)
 	return strings.Join(append(lines, rows...), "\n")
@@ -334,6 +338,43 @@ func TestSignalsHaveTheirOwnTime(t *testing.T) {
 	}
 	if len(w.shelf.rows) != 4 {
 		t.Errorf("%d rows archived, want all 4: a doubtful value is kept", len(w.shelf.rows))
+	}
+}
+
+// TestAggregates: what the Kinesis Producer Library puts together is taken apart, each part by its own key, and a rebuild leaves
+// out just the parts that were not accepted.
+func TestAggregates(t *testing.T) {
+	at := day(12, 0, 0)
+	one := func(v string, s int) kpl.Record {
+		return kpl.Record{Key: v, Data: fmt.Appendf(nil, `{"vehicle_id":%q,"ts":%d,"speed":%d}`, v, day(11, 0, s).UnixMilli(), s)}
+	}
+	tp := &tape{}
+	tp.add(at, "a", string(kpl.Append(nil, []kpl.Record{one("a", 1), one("b", 1), one("a", 1), {Key: "a", Data: []byte("{")}, one("a", 2)})))
+	tp.add(at, "a", string(one("a", 3).Data))
+	tp.add(at, "a", string(kpl.Append(nil, []kpl.Record{one("b", 1), one("b", 2)})))
+	damaged := kpl.Append(nil, []kpl.Record{one("a", 9)})
+	damaged[len(damaged)-1]++
+	tp.add(at, "a", string(damaged)) // a plain record, which is no reading
+
+	w := newWorld(t, tp)
+	want := w.all(rand.New(rand.NewPCG(1, 1)))
+	if n := strings.Count(want, "@"); n != 5 {
+		t.Fatalf("%d rows, want 5:\n%s", n, want)
+	}
+	letters, _, err := w.store.Pending(t.Context(), "dead-letter", 10)
+	if err != nil || len(letters) != 2 || !strings.HasSuffix(letters[0].ID, "/000003") {
+		t.Errorf("got %v, %v: want two dead letters, the first for the fourth part", letters, err)
+	}
+	w.shelf = &shelf{next: map[stream.Position]string{}, rows: map[stream.Position]string{}} // the tail is gone
+	if err := w.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	if n, err := w.fleet.Rebuild(t.Context(), "s", ""); n != 5 || err != nil {
+		t.Errorf("%d rows rebuilt, %v; want 5", n, err)
+	}
+	if d := cmp.Diff(want, w.known()); d != "" {
+		t.Error(d)
 	}
 }
 
