@@ -17,7 +17,7 @@ import (
 )
 
 type listedShard struct {
-	ShardId      string //nolint:revive // the API's spelling
+	ShardId      string
 	HashKeyRange struct{ StartingHashKey, EndingHashKey string }
 }
 
@@ -25,6 +25,7 @@ func (s listedShard) from() *big.Int {
 	n, _ := new(big.Int).SetString(s.HashKeyRange.StartingHashKey, 10)
 	return n
 }
+
 func (s listedShard) to() *big.Int {
 	n, _ := new(big.Int).SetString(s.HashKeyRange.EndingHashKey, 10)
 	return n
