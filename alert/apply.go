@@ -160,7 +160,7 @@ func (a *Alert) text() string {
 func Retire(tx state.Tx, vehicle string, keep func(rule string) bool, at int64, sinks []string) (int, error) {
 	prefix := appendVehicle([]byte(openPrefix), vehicle)
 	var gone []string
-	err := tx.Scan(prefix, end(prefix), func(k, v []byte) error {
+	err := tx.Scan(prefix, state.PrefixEnd(prefix), func(k, v []byte) error {
 		if !keep(string(k[len(prefix):])) {
 			gone = append(gone, string(v))
 		}

@@ -91,7 +91,7 @@ func listOpen(r state.Reader, f Filter, after *Alert) ([]Alert, error) {
 	if f.Vehicle != "" {
 		from = appendVehicle(from, f.Vehicle)
 	}
-	err := r.Scan(from, end(from), func(_, id []byte) error {
+	err := r.Scan(from, state.PrefixEnd(from), func(_, id []byte) error {
 		a, ok, err := loadAcked(r, string(id))
 		if err == nil && ok && f.match(&a) && (after == nil || newer(after, &a) < 0) {
 			out = append(out, a)
@@ -113,7 +113,7 @@ func listHistory(ctx context.Context, r state.Reader, f Filter, after *Alert) ([
 	if f.Vehicle != "" {
 		prefix = appendVehicle([]byte(vehiclePrefix), f.Vehicle)
 	}
-	from, to := prefix, end(prefix)
+	from, to := prefix, state.PrefixEnd(prefix)
 	if f.Until != 0 {
 		from = appendWhen(slices.Clone(prefix), f.Until-1)
 	}
@@ -208,7 +208,7 @@ func (b *Book) Counts(ctx context.Context) (Counts, error) {
 	c := Counts{Severity: map[string]int{}}
 	err := b.store.View(ctx, func(r state.Reader) error {
 		from := []byte(openPrefix)
-		return r.Scan(from, end(from), func(_, id []byte) error {
+		return r.Scan(from, state.PrefixEnd(from), func(_, id []byte) error {
 			a, ok, err := loadAcked(r, string(id))
 			if err != nil || !ok {
 				return err
@@ -235,7 +235,7 @@ func (b *Book) Prune(ctx context.Context, before time.Time, batch int) (int, err
 	limit := before.UnixMilli()
 	err := b.store.View(ctx, func(r state.Reader) error {
 		from := appendWhen([]byte(timePrefix), limit) // what began before cannot have ended earlier
-		return r.Scan(from, end([]byte(timePrefix)), func(k, _ []byte) error {
+		return r.Scan(from, state.PrefixEnd([]byte(timePrefix)), func(k, _ []byte) error {
 			a, ok, err := load(r, string(k[len(timePrefix)+8:]))
 			if err != nil {
 				return err

@@ -49,17 +49,6 @@ func vehicleKey(vehicle string, t int64, id string) []byte {
 	return append(appendWhen(appendVehicle([]byte(vehiclePrefix), vehicle), t), id...)
 }
 
-// end returns the first key after all that begin with prefix.
-func end(prefix []byte) []byte {
-	out := append([]byte(nil), prefix...)
-	for i := len(out) - 1; i >= 0; i-- {
-		if out[i]++; out[i] != 0 {
-			return out[:i+1]
-		}
-	}
-	return nil
-}
-
 // An ack is what people know of an alert.
 type ack struct {
 	At       int64  `json:"at"`

@@ -100,13 +100,6 @@ func setFile(tx state.Tx, f *File) error {
 	return tx.Set([]byte(filePrefix+f.Name), v)
 }
 
-// prefixEnd is the first key after all keys with a prefix that ends in '/'.
-func prefixEnd(p string) []byte {
-	b := []byte(p)
-	b[len(b)-1]++
-	return b
-}
-
 func byDayAndName(a, b *File) int {
 	if c := strings.Compare(a.Date, b.Date); c != 0 {
 		return c
@@ -123,7 +116,7 @@ func (a *Archive) recover(ctx context.Context) error {
 	files := map[string]*File{}
 	gone := map[string]bool{}
 	err := a.cfg.Store.View(ctx, func(r state.Reader) error {
-		err := r.Scan([]byte(filePrefix), prefixEnd(filePrefix), func(k, v []byte) error {
+		err := r.Scan([]byte(filePrefix), state.PrefixEnd([]byte(filePrefix)), func(k, v []byte) error {
 			f := &File{}
 			if err := json.Unmarshal(v, f); err != nil {
 				return fmt.Errorf("manifest row %s: %w", k, err)
@@ -137,7 +130,7 @@ func (a *Archive) recover(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		return r.Scan([]byte(gonePrefix), prefixEnd(gonePrefix), func(k, _ []byte) error {
+		return r.Scan([]byte(gonePrefix), state.PrefixEnd([]byte(gonePrefix)), func(k, _ []byte) error {
 			gone[string(k[len(gonePrefix):])] = true
 			return nil
 		})
@@ -163,7 +156,7 @@ func (a *Archive) recover(ctx context.Context) error {
 		return nil
 	}
 	return a.cfg.Store.Update(ctx, func(tx state.Tx) error {
-		return tx.DeleteRange([]byte(gonePrefix), prefixEnd(gonePrefix))
+		return tx.DeleteRange([]byte(gonePrefix), state.PrefixEnd([]byte(gonePrefix)))
 	})
 }
 

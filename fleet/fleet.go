@@ -108,7 +108,7 @@ func Open(ctx context.Context, cfg Config) (*Fleet, error) {
 	}
 	err := cfg.Store.View(ctx, func(r state.Reader) error {
 		from := []byte(vehiclePrefix)
-		return r.Scan(from, prefixEnd(from), func(k, b []byte) error {
+		return r.Scan(from, state.PrefixEnd(from), func(k, b []byte) error {
 			v, err := decodeVehicle(string(k[len(vehiclePrefix):]), b, cfg.Catalog, cfg.Rules)
 			if err != nil {
 				return fmt.Errorf("vehicle %q: %w", k[len(vehiclePrefix):], err)

@@ -52,18 +52,6 @@ func droppedKey(buf []byte, shard stream.ShardID, pos stream.Position) []byte {
 	return append(buf, pos...)
 }
 
-// prefixEnd returns the first key after all those that begin with p.
-func prefixEnd(p []byte) []byte {
-	end := append([]byte(nil), p...)
-	for i := len(end) - 1; i >= 0; i-- {
-		if end[i] < 0xff {
-			end[i]++
-			return end[:i+1]
-		}
-	}
-	return nil
-}
-
 // orderedDay maps a signed day or hour number to an unsigned one with the same order.
 func orderedDay(n int32) uint32 { return uint32(n) ^ 1<<31 } //nolint:gosec // the bits are meant
 

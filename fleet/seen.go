@@ -84,7 +84,7 @@ func (c *seenCache) hour(r state.Reader, vehicle string, hour int32) (*hourSet, 
 	}
 	h := &hourSet{key: k}
 	from := seenHourKey(nil, vehicle, hour)
-	err := r.Scan(from, prefixEnd(from), func(_, v []byte) error {
+	err := r.Scan(from, state.PrefixEnd(from), func(_, v []byte) error {
 		var err error
 		h.all, err = decodeChunk(h.all, v)
 		return err

@@ -59,6 +59,18 @@ type Tx interface {
 	Sync()                             // asks that this step be on disk when it returns
 }
 
+// PrefixEnd returns the first key after all that begin with prefix: Scan(prefix, PrefixEnd(prefix), …) sees just those. nil, which
+// to Scan means to the last key, if there is none.
+func PrefixEnd(prefix []byte) []byte {
+	end := append([]byte(nil), prefix...)
+	for i := len(end) - 1; i >= 0; i-- {
+		if end[i]++; end[i] != 0 {
+			return end[:i+1]
+		}
+	}
+	return nil
+}
+
 // An Effect is something to be done outside, at least once, after the step that asked for it is durable. The same cause
 // always has the same ID (P4), so that whoever carries it out can recognise a repetition.
 type Effect struct {
