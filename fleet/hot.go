@@ -36,7 +36,7 @@ type vehicle struct {
 
 	rules  []rule.State
 	bound  *rule.Bound
-	firing []string // names of firing rules, worst first
+	firing []string // names of firing rules
 	worst  string   // severity of the worst of them
 
 	orphans   bool         // alerts of rules that are no longer there are open
@@ -118,7 +118,7 @@ func decodeVehicle(id string, b []byte, cat *telemetry.Catalog, set *rule.Set) (
 		return nil, err
 	}
 	v.orphans = orphans > 0
-	v.refreshFiring(set)
+	v.firing, v.worst = set.AppendFiring(v.firing[:0], v.rules)
 	return v, nil
 }
 
@@ -131,33 +131,6 @@ func (v *vehicle) set(id telemetry.SignalID, value float64, at int64) {
 	if at >= v.values.T[id] {
 		v.values.T[id], v.values.V[id] = at, value
 	}
-}
-
-// refreshFiring derives from the rule states which rules fire and how bad the worst is.
-func (v *vehicle) refreshFiring(set *rule.Set) {
-	v.firing, v.worst = v.firing[:0], ""
-	for i := range v.rules {
-		if v.rules[i].Phase != rule.Firing {
-			continue
-		}
-		spec := set.Spec(i)
-		v.firing = append(v.firing, spec.Name)
-		if severityRank(spec.Severity) > severityRank(v.worst) {
-			v.worst = spec.Severity
-		}
-	}
-}
-
-func severityRank(s string) int {
-	switch s {
-	case "critical":
-		return 3
-	case "warning":
-		return 2
-	case "info":
-		return 1
-	}
-	return 0
 }
 
 // publish returns a snapshot that the caller may keep.

@@ -395,7 +395,7 @@ func (l *lane) collect(v *vehicle) {
 			Sinks: l.f.cfg.Sinks(l.f.cfg.Rules.Spec(t.Rule).Severity),
 		}})
 	}
-	v.refreshFiring(l.f.cfg.Rules)
+	v.firing, v.worst = l.f.cfg.Rules.AppendFiring(v.firing[:0], v.rules)
 }
 
 // Tick judges silence. A vehicle that no record has touched since the start is judged too: Lane adopted it.
