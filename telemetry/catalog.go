@@ -136,14 +136,14 @@ func (c *Catalog) Len() int { return len(c.cur.Load().defs) }
 
 func (v *catalogView) add(d Def) SignalID {
 	id := SignalID(len(v.defs)) //nolint:gosec // bounded by MaxSignals
-	d.Hash = hashName(d.Name)
+	d.Hash = HashName(d.Name)
 	v.ids[d.Name] = id
 	v.defs = append(v.defs, d)
 	return id
 }
 
-// hashName is 64-bit FNV-1a: stable for ever, because payload hashes made of it are stored (P6).
-func hashName(s string) uint64 {
+// HashName is 64-bit FNV-1a: stable for ever, because payload hashes and keys of rule state made of it are stored (P6).
+func HashName(s string) uint64 {
 	h := uint64(14695981039346656037)
 	for i := range len(s) {
 		h = (h ^ uint64(s[i])) * 1099511628211

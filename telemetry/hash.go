@@ -19,7 +19,7 @@ func PayloadHash(cat *Catalog, r *Reading) uint64 {
 		h += mix(mix(position, math.Float64bits(r.Lat)), math.Float64bits(r.Lon))
 	}
 	if r.Status != "" {
-		h += mix(status, hashName(r.Status))
+		h += mix(status, HashName(r.Status))
 	}
 	return mix(h, total+uint64(len(r.Signals)))
 }

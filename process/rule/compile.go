@@ -140,7 +140,7 @@ func (s *Set) Spec(i int) *Spec { return &s.specs[i] }
 
 // Find returns the index of a rule by name.
 func (s *Set) Find(name string) (int, bool) {
-	i, ok := s.byHash[hashName(name)]
+	i, ok := s.byHash[telemetry.HashName(name)]
 	return i, ok && s.specs[i].Name == name
 }
 
@@ -153,7 +153,7 @@ func (k *checker) compile(spec *Spec) (compiled, error) {
 	if err := fillIn(spec); err != nil {
 		return c, err
 	}
-	c.hash = hashName(spec.Name)
+	c.hash = telemetry.HashName(spec.Name)
 	c.params = slices.Sorted(maps.Keys(spec.Params))
 	if err := k.checkParams(spec, c.params); err != nil {
 		return c, err

@@ -40,12 +40,3 @@ func distance(a, b string, limit int) int {
 	}
 	return min(row[len(b)], limit)
 }
-
-// hashName is 64-bit FNV-1a. It keys stored state, so it never changes (P6).
-func hashName(s string) uint64 {
-	h := uint64(14695981039346656037)
-	for i := range len(s) {
-		h = (h ^ uint64(s[i])) * 1099511628211
-	}
-	return h
-}
