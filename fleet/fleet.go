@@ -100,11 +100,7 @@ func Open(ctx context.Context, cfg Config) (*Fleet, error) {
 		rejected:   counter("rejected_total", "Log records that are no readings, dead-lettered."),
 	}
 	if cfg.Metrics != nil {
-		for _, c := range []Connectivity{Online, Stale, Offline} {
-			cfg.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-				Name: "milepost_fleet_vehicles", Help: "Vehicles by connectivity.", ConstLabels: prometheus.Labels{"connectivity": string(c)},
-			}, func() float64 { return float64(f.Counts()[c]) }))
-		}
+		cfg.Metrics.MustRegister(&vehicleGauge{f, prometheus.NewDesc("milepost_fleet_vehicles", "Vehicles by connectivity.", []string{"connectivity"}, nil)})
 	}
 	err := cfg.Store.View(ctx, func(r state.Reader) error {
 		from := []byte(vehiclePrefix)
@@ -215,6 +211,23 @@ func (f *Fleet) Counts() map[Connectivity]int {
 		f.directory.with(id, func(v *vehicle) { n[f.connectivity(v, now)]++ })
 	}
 	return n
+}
+
+// vehicleGauge counts the vehicles once a look, for all connectivities.
+type vehicleGauge struct {
+	fleet *Fleet
+	desc  *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (g *vehicleGauge) Describe(ch chan<- *prometheus.Desc) { ch <- g.desc }
+
+// Collect implements prometheus.Collector.
+func (g *vehicleGauge) Collect(ch chan<- prometheus.Metric) {
+	n := g.fleet.Counts()
+	for _, c := range []Connectivity{Online, Stale, Offline} {
+		ch <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, float64(n[c]), string(c))
+	}
 }
 
 // A Point is what the map shows of a vehicle.
