@@ -24,7 +24,6 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/milepost/milepost/stream"
 	"github.com/milepost/milepost/stream/seglog"
 )
 
@@ -462,33 +461,9 @@ func checkLog(t *testing.T, data string, devices []*device, base int64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shards, err := log.Shards(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	have := map[string]bool{}
-	for _, sh := range shards {
-		tip, err := log.Tip(t.Context(), sh.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rd, err := log.Read(t.Context(), sh.ID, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		for last := stream.Position(""); last < tip.Pos; {
-			recs, err := rd.Next(t.Context(), 4096)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, r := range recs {
-				have[string(r.Data)] = true
-			}
-			last = recs[len(recs)-1].Pos
-		}
-		if err := rd.Close(); err != nil {
-			t.Error(err)
-		}
+	for _, r := range readLog(t, log) {
+		have[string(r.Data)] = true
 	}
 	for _, d := range devices {
 		for i := range d.acked {
