@@ -190,34 +190,6 @@ func (f *foldRun) foldBatch(r state.Reader) error {
 	return err
 }
 
-// A trackedReader remembers the first error of the store, so that it is not blamed on the records.
-type trackedReader struct {
-	state.Reader
-	err error
-}
-
-// Get is the Reader's.
-func (t *trackedReader) Get(key []byte) ([]byte, error) {
-	v, err := t.Reader.Get(key)
-	if err != nil && t.err == nil {
-		t.err = err
-	}
-	return v, err
-}
-
-// Scan is the Reader's; an error of each is not the store's.
-func (t *trackedReader) Scan(from, to []byte, each func(k, v []byte) error) error {
-	var own error
-	err := t.Reader.Scan(from, to, func(k, v []byte) error {
-		own = each(k, v)
-		return own
-	})
-	if err != nil && own == nil && t.err == nil {
-		t.err = err
-	}
-	return err
-}
-
 // tick lets time pass. A lane that is behind has been listening since just now.
 func (f *foldRun) tick(now time.Time) error {
 	since := f.caughtUp
@@ -229,10 +201,9 @@ func (f *foldRun) tick(now time.Time) error {
 	})
 }
 
-// commit makes a step of what is in memory. An error ends the lane; a step that failed is gone back on.
-func (f *foldRun) commit() error {
-	l := f.l
-	err := l.advance(l.at, func(tx state.Tx) error {
+// step commits what is in memory, with the dead letters of its records.
+func (f *foldRun) step() error {
+	return f.l.advance(f.l.at, func(tx state.Tx) error {
 		if err := f.fold.Flush(tx); err != nil {
 			return err
 		}
@@ -243,6 +214,11 @@ func (f *foldRun) commit() error {
 		}
 		return nil
 	})
+}
+
+// commit makes a step of what is in memory. An error ends the lane; a step that failed is gone back on.
+func (f *foldRun) commit() error {
+	err := f.step()
 	if err == nil {
 		f.committed()
 		return nil
@@ -295,17 +271,7 @@ func (f *foldRun) commitLast() {
 	if l.checkpoint == l.at && f.dirty.IsZero() {
 		return
 	}
-	err := l.advance(l.at, func(tx state.Tx) error {
-		if err := f.fold.Flush(tx); err != nil {
-			return err
-		}
-		for _, e := range f.letters {
-			if err := tx.Emit(e); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	err := f.step()
 	if err == nil {
 		f.committed()
 		return

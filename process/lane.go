@@ -205,39 +205,30 @@ func (l *lane) mine(raw []stream.Record) (recs []stream.Record, skipped int) {
 	return l.own, len(raw) - len(l.own)
 }
 
-// A trackedTx remembers the first error of the store, so that it is not blamed on the function.
-type trackedTx struct {
-	state.Tx
+// A trackedReader remembers the first error of the store, so that it is not blamed on the function or its records.
+type trackedReader struct {
+	state.Reader
 	err error
 }
 
-func (t *trackedTx) note(err error) error {
+func (t *trackedReader) note(err error) error {
 	if err != nil && t.err == nil {
 		t.err = err
 	}
 	return err
 }
 
-// Get is the Tx's, as are the others.
-func (t *trackedTx) Get(key []byte) ([]byte, error) {
-	v, err := t.Tx.Get(key)
+// Get fails only when the store does.
+func (t *trackedReader) Get(key []byte) ([]byte, error) {
+	v, err := t.Reader.Get(key)
 	return v, t.note(err)
 }
 
-// Set fails only when the store does.
-func (t *trackedTx) Set(key, value []byte) error { return t.note(t.Tx.Set(key, value)) }
-
-// Delete fails only when the store does.
-func (t *trackedTx) Delete(key []byte) error { return t.note(t.Tx.Delete(key)) }
-
-// DeleteRange fails only when the store does.
-func (t *trackedTx) DeleteRange(from, to []byte) error { return t.note(t.Tx.DeleteRange(from, to)) }
-
-// Scan fails when the store does or f: an error of f is not the store's.
-func (t *trackedTx) Scan(from, to []byte, f func(k, v []byte) error) error {
+// Scan fails when the store does or each: an error of each is not the store's.
+func (t *trackedReader) Scan(from, to []byte, each func(k, v []byte) error) error {
 	var own error
-	err := t.Tx.Scan(from, to, func(k, v []byte) error {
-		own = f(k, v)
+	err := t.Reader.Scan(from, to, func(k, v []byte) error {
+		own = each(k, v)
 		return own
 	})
 	if own == nil {
@@ -245,6 +236,29 @@ func (t *trackedTx) Scan(from, to []byte, f func(k, v []byte) error) error {
 	}
 	return err
 }
+
+// A trackedTx is a trackedReader that writes.
+type trackedTx struct {
+	state.Tx
+	reads trackedReader
+}
+
+// Get is the trackedReader's.
+func (t *trackedTx) Get(key []byte) ([]byte, error) { return t.reads.Get(key) }
+
+// Scan is the trackedReader's.
+func (t *trackedTx) Scan(from, to []byte, each func(k, v []byte) error) error {
+	return t.reads.Scan(from, to, each)
+}
+
+// Set fails only when the store does.
+func (t *trackedTx) Set(key, value []byte) error { return t.reads.note(t.Tx.Set(key, value)) }
+
+// Delete fails only when the store does.
+func (t *trackedTx) Delete(key []byte) error { return t.reads.note(t.Tx.Delete(key)) }
+
+// DeleteRange fails only when the store does.
+func (t *trackedTx) DeleteRange(from, to []byte) error { return t.reads.note(t.Tx.DeleteRange(from, to)) }
 
 // A fault is an error of the function itself, as opposed to one of the store.
 type fault struct{ err error }
@@ -266,12 +280,12 @@ func (l *lane) advance(to stream.Position, do func(state.Tx) error) error {
 		if string(v) != l.lanesValue {
 			return fmt.Errorf("%w: %s lanes now, %s here", state.ErrMoved, v, l.lanesValue)
 		}
-		t := &trackedTx{Tx: tx}
+		t := &trackedTx{Tx: tx, reads: trackedReader{Reader: tx}}
 		err = l.protect(func() error { return do(t) })
 		switch {
 		case err == nil:
 			return nil
-		case t.err != nil || l.r.work.Err() != nil:
+		case t.reads.err != nil || l.r.work.Err() != nil:
 			return err
 		}
 		own = &fault{err}
