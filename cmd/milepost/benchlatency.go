@@ -13,11 +13,7 @@ import (
 // benchLatency publishes at a fixed rate and meanwhile, from a vehicle of its own, measures how long a reading takes from the
 // first byte sent to being the vehicle's latest state.
 func benchLatency(ctx context.Context, b *benchRun) error {
-	config, httpAddr, mqttAddr, err := b.benchConfig("latency")
-	if err != nil {
-		return err
-	}
-	s, _, err := startBenchServer(ctx, config, httpAddr, mqttAddr)
+	s, err := b.serve(ctx, "latency")
 	if err != nil {
 		return err
 	}

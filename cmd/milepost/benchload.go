@@ -158,11 +158,7 @@ func percentile(d []time.Duration, p float64) time.Duration {
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 func benchBatch(ctx context.Context, b *benchRun) error {
-	config, httpAddr, mqttAddr, err := b.benchConfig("batch")
-	if err != nil {
-		return err
-	}
-	s, _, err := startBenchServer(ctx, config, httpAddr, mqttAddr)
+	s, err := b.serve(ctx, "batch")
 	if err != nil {
 		return err
 	}
@@ -215,11 +211,7 @@ func benchBatch(ctx context.Context, b *benchRun) error {
 }
 
 func benchMQTT(ctx context.Context, b *benchRun) error {
-	config, httpAddr, mqttAddr, err := b.benchConfig("mqtt")
-	if err != nil {
-		return err
-	}
-	s, _, err := startBenchServer(ctx, config, httpAddr, mqttAddr)
+	s, err := b.serve(ctx, "mqtt")
 	if err != nil {
 		return err
 	}

@@ -70,6 +70,16 @@ func startBenchServer(ctx context.Context, config, httpAddr, mqttAddr string) (*
 	}
 }
 
+// serve starts a server on a new data directory of the given name.
+func (b *benchRun) serve(ctx context.Context, name string) (*benchServer, error) {
+	config, httpAddr, mqttAddr, err := b.benchConfig(name)
+	if err != nil {
+		return nil, err
+	}
+	s, _, err := startBenchServer(ctx, config, httpAddr, mqttAddr)
+	return s, err
+}
+
 func (s *benchServer) ready(ctx context.Context, query string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.http+"/readyz"+query, nil)
 	if err != nil {
