@@ -258,7 +258,9 @@ func (t *trackedTx) Set(key, value []byte) error { return t.reads.note(t.Tx.Set(
 func (t *trackedTx) Delete(key []byte) error { return t.reads.note(t.Tx.Delete(key)) }
 
 // DeleteRange fails only when the store does.
-func (t *trackedTx) DeleteRange(from, to []byte) error { return t.reads.note(t.Tx.DeleteRange(from, to)) }
+func (t *trackedTx) DeleteRange(from, to []byte) error {
+	return t.reads.note(t.Tx.DeleteRange(from, to))
+}
 
 // A fault is an error of the function itself, as opposed to one of the store.
 type fault struct{ err error }
