@@ -132,8 +132,7 @@ func (h *Handler) check(w http.ResponseWriter, r *http.Request) *problem {
 	}
 	if !h.open {
 		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-		sum := sha256.Sum256([]byte(token))
-		if subtle.ConstantTimeCompare(sum[:], h.token[:]) != 1 || !strings.EqualFold(scheme, "Bearer") {
+		if !h.allows(scheme, token) {
 			h.door.Refuse(ingest.Unwelcome, 1)
 			w.Header().Set("WWW-Authenticate", `Bearer realm="milepost"`)
 			return &problem{status: http.StatusUnauthorized, detail: "send the token: Authorization: Bearer <token>"}
@@ -150,6 +149,12 @@ func (h *Handler) check(w http.ResponseWriter, r *http.Request) *problem {
 		}
 	}
 	return nil
+}
+
+// allows tells whether a token is the one.
+func (h *Handler) allows(scheme, token string) bool {
+	sum := sha256.Sum256([]byte(token))
+	return subtle.ConstantTimeCompare(sum[:], h.token[:]) == 1 && strings.EqualFold(scheme, "Bearer")
 }
 
 // body reads and decompresses the request's body.

@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/milepost/milepost/ingest"
+	"github.com/milepost/milepost/ingest/format"
 	"github.com/milepost/milepost/ingest/httpapi"
 	"github.com/milepost/milepost/ingest/internal/memlog"
 	"github.com/milepost/milepost/stream"
@@ -57,6 +58,9 @@ func newWorld(t testing.TB, limits ingest.Limits, cfg httpapi.Config) *world {
 	}
 	mux := http.NewServeMux()
 	h.Register(mux)
+	if err := h.Foreign(mux, format.New(format.Config{})); err != nil {
+		t.Fatal(err)
+	}
 	w.server = httpapi.Server(mux, httpapi.ServerConfig{})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -25,7 +25,8 @@ var rooms = map[string]string{
 	"state/local":       "state stream",
 	"state/statetest":   "state stream",
 	"ingest":            "stream telemetry",
-	"ingest/httpapi":    "ingest stream telemetry",
+	"ingest/httpapi":    "ingest ingest/format stream telemetry",
+	"ingest/feed":       "ingest ingest/format",
 	"ingest/mqtt":       "ingest stream telemetry",
 
 	"ingest/kinesisapi":             "ingest/kinesisapi/eventstream ingest/kinesisapi/policy ingest/kinesisapi/sigv4 ingest/kinesisapi/wire stream stream/seglog",
@@ -44,7 +45,7 @@ var rooms = map[string]string{
 	"process/forest":         "",
 	"process/anomaly":        "alert process process/forest process/rule state stream telemetry",
 	"query/continuous":       "query state stream telemetry",
-	"telemetry/format":       "telemetry",
+	"ingest/format":          "telemetry",
 	"ingest/mqtt/packet":     "",
 	"ingest/mqtt/broker":     "state",
 	"device":                 "state",
@@ -72,14 +73,17 @@ var rooms = map[string]string{
 
 // heavy dependencies are confined to one room each.
 var heavy = map[string]string{
-	"github.com/cockroachdb/pebble/v2": "state/local internal/vfs", // the latter its vfs alone
-	"github.com/duckdb/duckdb-go/v2":   "query/duckdb",
-	"github.com/parquet-go/parquet-go": "archive",
-	"github.com/apache/arrow-go/v18":   "query/duckdb",
-	"cel.dev/cel-go":                   "process/rule",
-	"github.com/mochi-mqtt/server/v2":  "ingest/mqtt",
-	"github.com/wneessen/go-mail":      "alert",
-	"go.yaml.in/yaml/v3":               "internal/conf",
+	"github.com/cockroachdb/pebble/v2":               "state/local internal/vfs", // the latter its vfs alone
+	"github.com/duckdb/duckdb-go/v2":                 "query/duckdb",
+	"github.com/parquet-go/parquet-go":               "archive",
+	"github.com/apache/arrow-go/v18":                 "query/duckdb",
+	"cel.dev/cel-go":                                 "process/rule",
+	"github.com/mochi-mqtt/server/v2":                "ingest/mqtt",
+	"github.com/wneessen/go-mail":                    "alert",
+	"github.com/MobilityData/gtfs-realtime-bindings": "ingest/format",
+	"github.com/teslamotors/fleet-telemetry":         "ingest/format",
+	"github.com/influxdata/line-protocol/v2":         "ingest/format",
+	"go.yaml.in/yaml/v3":                             "internal/conf",
 }
 
 func TestImports(t *testing.T) {

@@ -1,0 +1,135 @@
+package feed
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/MobilityData/gtfs-realtime-bindings/golang/gtfs"
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/milepost/milepost/ingest"
+	"github.com/milepost/milepost/ingest/format"
+	"github.com/milepost/milepost/ingest/internal/memlog"
+	"github.com/milepost/milepost/stream"
+	"github.com/milepost/milepost/telemetry"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func positions(t *testing.T, stamp int64, vehicles ...string) []byte {
+	t.Helper()
+	m := &gtfs.FeedMessage{Header: &gtfs.FeedHeader{GtfsRealtimeVersion: proto.String("2.0")}}
+	for _, v := range vehicles {
+		m.Entity = append(m.Entity, &gtfs.FeedEntity{Id: proto.String("e" + v), Vehicle: &gtfs.VehiclePosition{
+			Vehicle: &gtfs.VehicleDescriptor{Id: proto.String(v)}, Timestamp: proto.Uint64(uint64(stamp)),
+			Position: &gtfs.Position{Latitude: proto.Float32(30), Longitude: proto.Float32(-97)},
+		}})
+	}
+	b, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// A transport answers in memory, so that time can be the test's.
+type transport struct{ h http.Handler }
+
+func (f transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	w := httptest.NewRecorder()
+	f.h.ServeHTTP(w, r)
+	return w.Result(), nil
+}
+
+func TestFeed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var turn atomic.Int32
+		var log, dead memlog.Log
+		time.Sleep(time.Until(time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC))) // a reading of the year 2000 would be refused
+		stamp := time.Now().Unix()
+		server := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("X-Key") != "k" {
+				t.Errorf("no key in %v", r.Header)
+			}
+			switch turn.Add(1) {
+			case 1: // the log is full: nothing is stored, and the same snapshot must count when it comes again
+				log.Fail(stream.ErrFull, 0)
+				_, _ = w.Write(positions(t, stamp, "1", "2"))
+			case 2:
+				log.Fail(nil, 0)
+				w.Header().Set("ETag", `"a"`)
+				_, _ = w.Write(positions(t, stamp, "1", "2"))
+			case 3:
+				if r.Header.Get("If-None-Match") != `"a"` {
+					t.Errorf("headers %v", r.Header)
+				}
+				w.WriteHeader(http.StatusNotModified)
+			case 4:
+				w.WriteHeader(http.StatusBadGateway)
+			case 5:
+				_, _ = w.Write([]byte("<html>"))
+			default:
+				_, _ = w.Write(positions(t, stamp+1, "1"))
+			}
+		})
+		admit, err := ingest.New(ingest.Config{Log: &log, DeadLetters: &dead, Catalog: telemetry.NewCatalog()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		reg := prometheus.NewRegistry()
+		p, err := New(Config{Metrics: reg, Admit: admit, Client: &http.Client{Transport: transport{server}}, Sources: []Source{
+			{Name: "bus", URL: "http://feed.example/vehicles.pb?key=1", Every: 10 * time.Second, Headers: map[string]string{"X-Key": "k"}, Format: &format.GTFSRealtime{}},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx := t.Context()
+		go p.Run(ctx) // ends with the test
+		time.Sleep(75 * time.Second)
+		synctest.Wait()
+		var got []string
+		for _, r := range log.Records() {
+			got = append(got, r.Key)
+		}
+		if s := strings.Join(got, " "); s != "1 2 1" {
+			t.Errorf("stored %s, want 1 2 1", s)
+		}
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		fetches := map[string]float64{}
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				for _, l := range m.GetLabel() {
+					if l.GetName() == "outcome" {
+						fetches[l.GetValue()] = m.GetCounter().GetValue()
+					}
+				}
+			}
+		}
+		if d := cmp.Diff(map[string]float64{"ok": 4, "unchanged": 1, "error": 3}, fetches); d != "" {
+			t.Errorf("fetches (-want +got)\n%s", d)
+		}
+	})
+}
+
+func TestNew(t *testing.T) {
+	for want, s := range map[string]Source{
+		"write http": {URL: "ftp://x", Format: format.VSS{}},
+		"no format":  {URL: "http://x"},
+		"too often":  {URL: "http://x", Format: format.VSS{}, Every: time.Millisecond},
+	} {
+		if _, err := New(Config{Sources: []Source{s}}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v, want %q", s, err, want)
+		}
+	}
+}
