@@ -25,6 +25,8 @@ type Config struct {
 	HTTP    HTTPConfig              `yaml:"http" doc:"the HTTP door, the API and the dashboard"`
 	MQTT    MQTTConfig              `yaml:"mqtt" doc:"the MQTT door"`
 	Kinesis KinesisConfig           `yaml:"kinesis" doc:"the Amazon Kinesis API; see docs/kinesis.md"`
+	Formats FormatsConfig           `yaml:"formats" doc:"senders that speak another format; see docs/formats.md"`
+	Feeds   map[string]FeedConfig   `yaml:"feeds" doc:"feeds that are fetched, by name: GTFS-realtime"`
 	Limits  LimitsConfig            `yaml:"limits" doc:"what one device, one message and all together may take; beyond it they are asked to wait"`
 	Stream  StreamConfig            `yaml:"stream" doc:"the log of readings"`
 	Archive ArchiveConfig           `yaml:"archive" doc:"Parquet"`
@@ -303,6 +305,9 @@ func (c *Config) Validate() error {
 	if specs, err := c.Rules.specs(); err != nil {
 		errs = append(errs, err)
 	} else if _, err := rule.Compile(specs, c.catalog()); err != nil {
+		errs = append(errs, err)
+	}
+	if _, err := c.feeds(c.formats()); err != nil {
 		errs = append(errs, err)
 	}
 	check(c.Log.Format == "text" || c.Log.Format == "json", "log.format is %q: write text or json", c.Log.Format)

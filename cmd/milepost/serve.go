@@ -159,10 +159,7 @@ func (c *Config) redacted() *Config {
 	if r.HTTP.Token != "" {
 		r.HTTP.Token = hidden
 	}
-	r.MQTT.Users = map[string]string{}
-	for u := range c.MQTT.Users {
-		r.MQTT.Users[u] = hidden
-	}
+	r.MQTT.Users = hideValues(c.MQTT.Users)
 	r.Kinesis.AccessKeys = append(r.Kinesis.AccessKeys[:0:0], c.Kinesis.AccessKeys...)
 	for i := range r.Kinesis.AccessKeys {
 		r.Kinesis.AccessKeys[i].Secret = hidden
@@ -172,11 +169,7 @@ func (c *Config) redacted() *Config {
 		if r.Alerts.Webhooks[i].Secret != "" {
 			r.Alerts.Webhooks[i].Secret = hidden
 		}
-		h := map[string]string{}
-		for k := range r.Alerts.Webhooks[i].Headers {
-			h[k] = hidden
-		}
-		r.Alerts.Webhooks[i].Headers = h
+		r.Alerts.Webhooks[i].Headers = hideValues(r.Alerts.Webhooks[i].Headers)
 	}
 	r.Alerts.Email = append(r.Alerts.Email[:0:0], c.Alerts.Email...)
 	for i := range r.Alerts.Email {
@@ -184,7 +177,22 @@ func (c *Config) redacted() *Config {
 			r.Alerts.Email[i].Password = hidden
 		}
 	}
+	r.Formats.OwnTracksKeys = hideValues(c.Formats.OwnTracksKeys)
+	r.Feeds = maps.Clone(c.Feeds)
+	for name, f := range r.Feeds {
+		f.Headers = hideValues(f.Headers)
+		r.Feeds[name] = f
+	}
 	return &r
+}
+
+// hideValues replaces every value: those of headers and keys are secrets more often than not.
+func hideValues(m map[string]string) map[string]string {
+	out := map[string]string{}
+	for k := range m {
+		out[k] = hidden
+	}
+	return out
 }
 
 // secretsHidden returns the keys whose secret is only its replacement.
@@ -211,6 +219,14 @@ func (c *Config) secretsHidden() []string {
 	}
 	for i := range c.Kinesis.AccessKeys {
 		look(c.Kinesis.AccessKeys[i].Secret, "kinesis.access_keys[%d].secret", i)
+	}
+	for _, v := range slices.Sorted(maps.Keys(c.Formats.OwnTracksKeys)) {
+		look(c.Formats.OwnTracksKeys[v], "formats.owntracks_keys.%s", v)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Feeds)) {
+		for _, k := range slices.Sorted(maps.Keys(c.Feeds[name].Headers)) {
+			look(c.Feeds[name].Headers[k], "feeds.%s.headers.%s", name, k)
+		}
 	}
 	return keys
 }

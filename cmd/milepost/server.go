@@ -22,6 +22,7 @@ import (
 	"github.com/milepost/milepost/archive"
 	"github.com/milepost/milepost/fleet"
 	"github.com/milepost/milepost/ingest"
+	"github.com/milepost/milepost/ingest/format"
 	"github.com/milepost/milepost/ingest/httpapi"
 	"github.com/milepost/milepost/ingest/kinesisapi"
 	"github.com/milepost/milepost/ingest/mqtt"
@@ -69,6 +70,7 @@ type server struct {
 	notifier *alert.Notifier
 	sql      query.Engine
 	admit    *ingest.Admitter
+	formats  *format.Set
 	mqtt     *mqtt.Server
 	kinesis  *kinesisapi.Door
 	web      *web.Server
@@ -77,9 +79,10 @@ type server struct {
 	letters  *letterBox
 
 	notifying  context.CancelFunc // ends the notifier
+	fetching   context.CancelFunc // ends the feeds; nil: there are none
 	background context.CancelFunc // ends housekeeping
 	workers    sync.WaitGroup     // the notifier and housekeeping; drain waits
-	doors      sync.WaitGroup     // the Kinesis listeners; drain waits
+	doors      sync.WaitGroup     // the Kinesis listeners and the feeds; drain waits
 	serving    chan error         // what http.Serve returned
 	closers    []func() error     // of what was opened, in order, for an open that fails half way
 }
@@ -320,6 +323,7 @@ func (s *server) openAdmit(context.Context, vfs.FS) error {
 
 // openDoors comes last: when the first reading can come in, everything behind the doors is ready.
 func (s *server) openDoors(ctx context.Context, fs vfs.FS) error {
+	s.formats = s.cfg.formats()
 	if err := s.openMQTT(ctx); err != nil {
 		return err
 	}
@@ -334,7 +338,7 @@ func (s *server) openDoors(ctx context.Context, fs vfs.FS) error {
 		return fmt.Errorf("http.listen: %w", err)
 	}
 	go func() { s.serving <- s.http.Serve(s.listener) }() // run and drain receive it
-	return nil
+	return s.openFeeds(ctx)
 }
 
 func (s *server) openMQTT(ctx context.Context) error {
@@ -388,6 +392,9 @@ func (s *server) openWeb() error {
 	})
 	mux := http.NewServeMux()
 	door.Register(mux)
+	if err := door.Foreign(mux, s.formats); err != nil {
+		return err
+	}
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.ready)
@@ -466,13 +473,16 @@ func (t *steps) do(what string, f func() error) {
 // closeDoors lets nothing new in and lets what is under way finish.
 func (s *server) closeDoors(ctx context.Context) error {
 	var t steps
+	if s.fetching != nil {
+		s.fetching()
+	}
 	if s.mqtt != nil {
 		t.do("close MQTT", func() error { return s.mqtt.Close(ctx) })
 	}
 	if s.kinesis != nil {
 		t.do("close Kinesis", func() error { return s.kinesis.Close(ctx) })
-		s.doors.Wait()
 	}
+	s.doors.Wait()
 	t.do("close live feeds", s.web.Close)
 	t.do("stop HTTP", func() error {
 		err := s.http.Shutdown(ctx)
