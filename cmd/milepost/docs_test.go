@@ -94,6 +94,7 @@ func docServer(t *testing.T) *server {
 		t.Fatal(err)
 	}
 	cfg.Data, cfg.HTTP.Listen, cfg.MQTT.Listen, cfg.Kinesis.Listen = t.TempDir(), "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	cfg.Feeds = map[string]FeedConfig{"nobody": {URL: "http://127.0.0.1:1/", Format: "gtfs-rt"}} // its metrics are there although it is not
 	ctx := t.Context()
 	s, err := openServer(ctx, cfg, vfs.Disk, slog.New(slog.DiscardHandler))
 	if err != nil {

@@ -98,6 +98,9 @@ func (p *Puller) follow(ctx context.Context, s *Source) {
 	f := fetcher{p: p, s: s, door: door, out: format.NewOutput(p.cfg.Admit.Catalog())}
 	tick := time.NewTicker(s.Every)
 	defer tick.Stop()
+	for _, outcome := range []string{"ok", "unchanged", "error"} {
+		p.fetches.WithLabelValues(s.Name, outcome) // there from the start, so that a rate can be computed
+	}
 	failing := false
 	for {
 		outcome, err := f.fetch(ctx)
