@@ -229,6 +229,27 @@ func TestBrowserPipeline(t *testing.T) {
 	clean(t, b)
 }
 
+// Each kind of sender has its page filled in for the vehicle, and a code that reads back what it should set up.
+func TestBrowserConnect(t *testing.T) {
+	s := serve(t, 20)
+	b := webtest.Open(t, 1100, 900, false)
+	b.Go(t, s.url+"/connect")
+	b.Wait(t, `document.querySelector(".qr img")?.naturalWidth > 0`)
+	b.Script(t, `const i = document.querySelector(".connect-form input"); i.value = "T & <b>"; i.dispatchEvent(new Event("input"))`)
+	b.Wait(t, `JSON.parse(atob(new URLSearchParams(decodeURIComponent(new URL(document.querySelector(".qr img").src).searchParams.get("text")).split("?")[1]).get("inline").replaceAll(" ", "+"))).deviceId === "T & <b>"`)
+	kinds := webtest.Eval[int](t, b, `document.querySelectorAll(".connect-page .choices button").length`)
+	if kinds < 10 {
+		t.Errorf("%d kinds of senders", kinds)
+	}
+	for i := range kinds {
+		b.Script(t, fmt.Sprintf(`document.querySelectorAll(".connect-page .choices button")[%d].click()`, i))
+		b.Wait(t, `document.querySelectorAll(".connect-out .code pre").length > 0`)
+	}
+	b.Script(t, `const j = document.querySelector(".connect-form input"); j.value = "a/b"; j.dispatchEvent(new Event("input"))`)
+	b.Wait(t, `document.querySelector(".connect-out [role=alert]") !== null`)
+	clean(t, b)
+}
+
 // What a device says is text everywhere it appears.
 func TestBrowserHostileText(t *testing.T) {
 	s := serve(t, 20)
@@ -246,7 +267,7 @@ func TestBrowserHostileText(t *testing.T) {
 func TestBrowserPhone(t *testing.T) {
 	s := serve(t, 100)
 	b := webtest.Open(t, 390, 844, true)
-	for _, path := range []string{"/", "/vehicles/T0137", "/alerts", "/sql", "/pipeline"} {
+	for _, path := range []string{"/", "/vehicles/T0137", "/alerts", "/sql", "/pipeline", "/connect"} {
 		b.Go(t, s.url+path)
 		b.Wait(t, `document.querySelector("#panel")?.innerText.length > 20`)
 		if w := webtest.Eval[int](t, b, `document.documentElement.scrollWidth`); w > 390 {

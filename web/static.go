@@ -209,7 +209,7 @@ func (s *Server) page(w http.ResponseWriter, r *http.Request) error {
 		return a.serve(w, r, cacheForever)
 	}
 	switch {
-	case p == "/", p == "/alerts", p == "/sql", p == "/pipeline",
+	case p == "/", p == "/alerts", p == "/sql", p == "/pipeline", p == "/connect",
 		strings.HasPrefix(p, "/vehicles/") && len(p) > len("/vehicles/"):
 		return s.assets.index.serve(w, r, revalidate)
 	case p == "/favicon.ico":

@@ -150,6 +150,7 @@ func (s *Server) routes() http.Handler {
 	handle("GET /v1/deadletters", s.listDeadLetters)
 	handle("GET /v1/deadletters/{id}", s.getDeadLetter)
 	handle("GET /v1/ui-config", s.uiConfig)
+	handle("GET /v1/qr", s.getQR)
 	handle("/v1/", func(_ http.ResponseWriter, r *http.Request) error {
 		return problemf(http.StatusNotFound, "no-such-route", "no such route: %s %s; docs/api.md lists them", r.Method, r.URL.Path)
 	})

@@ -244,6 +244,12 @@ func TestHistoryAndTrail(t *testing.T) {
 
 func TestPipelineAndDeadLetters(t *testing.T) {
 	s := serve(t, 20)
+	if res, code := call(t, "GET", s.url+"/v1/qr?text=owntracks", ""); res.StatusCode != 200 || !strings.Contains(code, "<path") {
+		t.Errorf("QR code: %d %s", res.StatusCode, code)
+	}
+	if res, _ := call(t, "GET", s.url+"/v1/qr?text="+strings.Repeat("x", 1025), ""); res.StatusCode != 400 {
+		t.Errorf("QR code of too much text: %d", res.StatusCode)
+	}
 	_, body := call(t, "GET", s.url+"/v1/pipeline", "")
 	if st := decodeJSON[web.PipelineStatus](t, body); len(st.Functions) != 3 || len(st.Streams[0].Shards) != 8 {
 		t.Errorf("pipeline: %s", body)
@@ -292,7 +298,7 @@ func TestPagesAndHeaders(t *testing.T) {
 		c.Title = `Ada's <fleet>`
 		c.TileURL = "https://tiles.example/{z}/{x}/{y}.png"
 	})
-	for _, path := range []string{"/", "/alerts", "/sql", "/pipeline", "/vehicles/T0100", "/vehicles/a%2Fb"} {
+	for _, path := range []string{"/", "/alerts", "/sql", "/pipeline", "/connect", "/vehicles/T0100", "/vehicles/a%2Fb"} {
 		res, body := call(t, "GET", s.url+path, "")
 		if res.StatusCode != 200 || !strings.Contains(body, "<title>Ada&#39;s &lt;fleet&gt;</title>") {
 			t.Errorf("%s: %d %.200s", path, res.StatusCode, body)

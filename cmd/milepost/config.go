@@ -29,6 +29,7 @@ type Config struct {
 	Feeds   map[string]FeedConfig   `yaml:"feeds" doc:"feeds that are fetched, by name: GTFS-realtime"`
 	Limits  LimitsConfig            `yaml:"limits" doc:"what one device, one message and all together may take; beyond it they are asked to wait"`
 	Stream  StreamConfig            `yaml:"stream" doc:"the log of readings"`
+	Streams map[string]UserStream   `yaml:"streams" doc:"further streams, by name, made at the start if they are not there; the Kinesis API makes others"`
 	Archive ArchiveConfig           `yaml:"archive" doc:"Parquet"`
 	SQL     SQLConfig               `yaml:"sql" doc:"limits of one query"`
 	Fleet   FleetConfig             `yaml:"fleet" doc:"live state"`
@@ -104,6 +105,12 @@ type StreamConfig struct {
 	RetentionBytes conf.Bytes    `yaml:"retention_bytes" default:"0" doc:"most bytes of log kept; 0: by age only"`
 	Segment        conf.Bytes    `yaml:"segment" default:"256MiB" doc:"size of one file of the log: the unit of retention"`
 	Reserve        conf.Bytes    `yaml:"reserve" default:"256MiB" doc:"free disk space below which publishing is refused, so that state and archive can still finish"`
+}
+
+// UserStream is a stream of the user's own.
+type UserStream struct {
+	Shards    int           `yaml:"shards" default:"1" doc:"shards at creation; later the Kinesis API changes them, and this key nothing"`
+	Retention conf.Duration `yaml:"retention" default:"24h" doc:"how long records can be read: 1h to 365d"`
 }
 
 // ArchiveConfig is the Parquet archive.
@@ -246,6 +253,13 @@ func (c *Config) Validate() error {
 	hour := conf.Duration(time.Hour)
 	check(c.Stream.Retention >= hour && c.Stream.Retention <= 365*24*hour, "stream.retention is %s: write 1h to 365d", c.Stream.Retention)
 	check(c.Stream.Shards >= 1 && c.Stream.Shards <= 1024, "stream.shards is %d: write 1 to 1024", c.Stream.Shards)
+	for _, name := range slices.Sorted(maps.Keys(c.Streams)) {
+		u := c.Streams[name]
+		check(name != readingsStream && name != deadStream, "streams.%s: it is there already: give another name", name)
+		check(isStreamName(name), "streams.%s: a stream's name has 1 to 128 letters, digits, _, - and .", name)
+		check(u.Retention >= hour && u.Retention <= 365*24*hour, "streams.%s.retention is %s: write 1h to 365d", name, u.Retention)
+		check(u.Shards >= 1 && u.Shards <= 1024, "streams.%s.shards is %d: write 1 to 1024", name, u.Shards)
+	}
 	check(c.Stream.Segment >= 1<<20, "stream.segment is %s: write at least 1MiB", c.Stream.Segment)
 	check(c.Archive.FlushRows >= 1000, "archive.flush_rows is %d: write at least 1000", c.Archive.FlushRows)
 	check(c.Archive.FlushAge >= conf.Duration(time.Second), "archive.flush_age is %s: write at least 1s", c.Archive.FlushAge)
@@ -312,6 +326,11 @@ func (c *Config) Validate() error {
 	}
 	check(c.Log.Format == "text" || c.Log.Format == "json", "log.format is %q: write text or json", c.Log.Format)
 	return errors.Join(errs...)
+}
+
+func isStreamName(s string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
+	return s != "" && len(s) <= 128 && strings.Trim(s, letters) == ""
 }
 
 // loadConfig reads a file, or only defaults when path is "".

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -149,8 +151,24 @@ func (s *server) openLog(ctx context.Context, fs vfs.FS) error {
 	if err := s.logs.Update(ctx, readingsStream, func(c *seglog.StreamConfig) { c.Retention, c.RetentionBytes = want.Retention, want.RetentionBytes }); err != nil {
 		return err
 	}
-	s.dead, err = s.logs.Ensure(ctx, deadStream, seglog.StreamConfig{Shards: 1, Retention: deadRetention, RetentionBytes: 1 << 30})
-	return err
+	if s.dead, err = s.logs.Ensure(ctx, deadStream, seglog.StreamConfig{Shards: 1, Retention: deadRetention, RetentionBytes: 1 << 30}); err != nil {
+		return err
+	}
+	return s.openStreams(ctx)
+}
+
+// openStreams makes the configured streams that are not there yet.
+func (s *server) openStreams(ctx context.Context) error {
+	for _, name := range slices.Sorted(maps.Keys(s.cfg.Streams)) {
+		want := seglog.StreamConfig{Shards: s.cfg.Streams[name].Shards, Retention: time.Duration(s.cfg.Streams[name].Retention)}
+		if _, err := s.logs.Ensure(ctx, name, want); err != nil {
+			return fmt.Errorf("streams.%s: %w", name, err)
+		}
+		if err := s.logs.Update(ctx, name, func(c *seglog.StreamConfig) { c.Retention = want.Retention }); err != nil {
+			return fmt.Errorf("streams.%s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 func (s *server) openState(_ context.Context, fs vfs.FS) error {

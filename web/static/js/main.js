@@ -6,6 +6,7 @@ import {Fleet} from './fleet.js';
 import {Live} from './live.js';
 import {MapView} from './map/mapview.js';
 import {AlertsPage} from './pages/alerts.js';
+import {ConnectPage} from './pages/connect.js';
 import {MapPage} from './pages/map.js';
 import {PipelinePage} from './pages/pipeline.js';
 import {SqlPage} from './pages/sql.js';
@@ -18,9 +19,10 @@ const PAGES = [
 	{path: /^\/alerts$/, make: (app) => new AlertsPage(app), nav: '/alerts'},
 	{path: /^\/sql$/, make: (app) => new SqlPage(app), nav: '/sql'},
 	{path: /^\/pipeline$/, make: (app) => new PipelinePage(app), nav: '/pipeline'},
+	{path: /^\/connect$/, make: (app) => new ConnectPage(app), nav: '/connect'},
 ];
 
-const NAV = [['/', 'map', 'Map'], ['/alerts', 'bell', 'Alerts'], ['/sql', 'sql', 'SQL'], ['/pipeline', 'flow', 'Pipeline']];
+const NAV = [['/', 'map', 'Map'], ['/alerts', 'bell', 'Alerts'], ['/sql', 'sql', 'SQL'], ['/pipeline', 'flow', 'Pipeline'], ['/connect', 'plus', 'Connect']];
 
 class App {
 	async start() {
