@@ -290,6 +290,9 @@ func (m *mapping) call(in *Invocation) (res Result, err error) {
 	begin := time.Now()
 	l.mu.Lock()
 	l.stat.LastInvocation = begin
+	if len(in.Records) > 0 {
+		l.last = in.Records[0].Time // what it is stuck on, if it is, grows older
+	}
 	l.mu.Unlock()
 	err = l.protect(func() error {
 		var err error
