@@ -49,11 +49,7 @@ func (s Number) Append(b []byte) []byte {
 	var parts [4]uint64
 	n := 0
 	for hi|mid|lo != 0 {
-		var r uint64
-		hi, r = hi/billions, hi%billions
-		mid, r = bits.Div64(r, mid, billions)
-		lo, r = bits.Div64(r, lo, billions)
-		parts[n] = r
+		hi, mid, lo, parts[n] = divide(hi, mid, lo)
 		n++
 	}
 	b = strconv.AppendUint(b, parts[n-1], 10)
@@ -67,19 +63,74 @@ const twoDigits = "00010203040506070809" + "10111213141516171819" + "20212223242
 	"40414243444546474849" + "50515253545556575859" + "60616263646566676869" + "70717273747576777879" +
 	"80818283848586878889" + "90919293949596979899"
 
-// append19 appends nineteen digits, zeros in front.
+// append19 appends nineteen digits, zeros in front. Its three parts do not wait for each other.
 func append19(b []byte, v uint64) []byte {
 	n := len(b)
 	b = append(b, "0000000000000000000"...)
-	d := b[n : n+19]
-	for i := 17; i >= 1; i -= 2 {
-		q := v / 100
-		r := (v - q*100) * 2
-		d[i], d[i+1] = twoDigits[r], twoDigits[r+1]
-		v = q
-	}
-	d[0] = byte('0' + v)
+	d := (*[19]byte)(b[n:])
+	top, rest := uint32(v/1e16), v%1e16
+	d[0] = byte('0' + top/100)
+	r := top % 100 * 2
+	d[1], d[2] = twoDigits[r], twoDigits[r+1]
+	put8((*[8]byte)(d[3:]), uint32(rest/1e8))
+	put8((*[8]byte)(d[11:]), uint32(rest%1e8))
 	return b
+}
+
+func put8(d *[8]byte, v uint32) {
+	hi, lo := v/10_000, v%10_000
+	p, q, r, s := hi/100*2, hi%100*2, lo/100*2, lo%100*2
+	d[0], d[1], d[2], d[3] = twoDigits[p], twoDigits[p+1], twoDigits[q], twoDigits[q+1]
+	d[4], d[5], d[6], d[7] = twoDigits[r], twoDigits[r+1], twoDigits[s], twoDigits[s+1]
+}
+
+// A Run writes the numbers of consecutive records of a shard, most of which it has by adding to the one before: a third of the time
+// of Number.Append. The zero Run is ready.
+type Run struct {
+	last       Number
+	p2, p1, p0 uint64 // last in base 10^19; p2 is not zero in a number that has been written
+}
+
+// A record more is 2^80 more, in base 10^19.
+const (
+	step1 = 120_892
+	step0 = 5_819_614_629_174_706_176
+)
+
+// Append appends the decimal form of a number.
+func (r *Run) Append(b []byte, s Number) []byte {
+	next := r.last
+	next.Number++
+	if next == s && r.p2 != 0 {
+		carry := uint64(0)
+		if r.p0 += step0; r.p0 >= billions {
+			r.p0 -= billions
+			carry = 1
+		}
+		if r.p1 += step1 + carry; r.p1 >= billions {
+			r.p1 -= billions
+			r.p2++
+		}
+	} else {
+		hi, mid, lo := s.words()
+		hi, mid, lo, r.p0 = divide(hi, mid, lo)
+		_, mid, lo, r.p1 = divide(hi, mid, lo)
+		r.p2 = lo // a number has 56 digits
+		if mid != 0 {
+			panic("sequence: bug: a number of more than 57 digits")
+		}
+	}
+	r.last = s
+	b = strconv.AppendUint(b, r.p2, 10)
+	return append19(append19(b, r.p1), r.p0)
+}
+
+// divide divides by 10^19.
+func divide(hi, mid, lo uint64) (qh, qm, ql, rest uint64) {
+	qh, rest = hi/billions, hi%billions
+	qm, rest = bits.Div64(rest, mid, billions)
+	ql, rest = bits.Div64(rest, lo, billions)
+	return qh, qm, ql, rest
 }
 
 func (s Number) String() string { return string(s.Append(make([]byte, 0, 57))) }

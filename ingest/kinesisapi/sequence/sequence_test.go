@@ -33,6 +33,12 @@ func FuzzSequence(f *testing.F) {
 		if got, ok := Parse(s.String()); !ok || got != s {
 			t.Errorf("%+v: %s became %+v", s, s, got)
 		}
+		var run Run
+		for i, n := range []Number{s, {s.Created, s.Number + 1, s.Arrived, s.Shard}, {s.Created, s.Number + 2, s.Arrived, s.Shard}, s} {
+			if got, want := string(run.Append(nil, n)), n.String(); got != want && s.Number < Last && s.Created >= 1<<30 {
+				t.Errorf("%d: %+v is %s in a run, want %s", i, n, got, want)
+			}
+		}
 		next := s
 		next.Number++
 		next.Arrived = (s.Arrived + 5) & MaxSeconds
@@ -45,6 +51,36 @@ func FuzzSequence(f *testing.F) {
 			t.Errorf("%q became %s", text, got)
 		}
 	})
+}
+
+func TestRun(t *testing.T) {
+	var run Run
+	s := Number{Created: 1.7e9, Number: 1, Arrived: 1.8e9, Shard: 7}
+	for range 100_000 { // carries into every part
+		if got, want := string(run.Append(nil, s)), s.String(); got != want {
+			t.Fatalf("%+v is %s in a run, want %s", s, got, want)
+		}
+		s.Number++
+	}
+}
+
+func BenchmarkRun(b *testing.B) {
+	s := Number{Created: 1.8e9, Arrived: 1.8e9, Number: 123456, Shard: 3}
+	var text [57]byte
+	var run Run
+	for b.Loop() {
+		s.Number++
+		run.Append(text[:0], s)
+	}
+}
+
+func BenchmarkNumber(b *testing.B) {
+	s := Number{Created: 1.8e9, Arrived: 1.8e9, Number: 123456, Shard: 3}
+	var text [57]byte
+	for b.Loop() {
+		s.Number++
+		s.Append(text[:0])
+	}
 }
 
 func TestPosition(t *testing.T) {
