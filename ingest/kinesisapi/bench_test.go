@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/milepost/milepost/ingest/kinesisapi/sequence"
 	"github.com/milepost/milepost/ingest/kinesisapi/wire"
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/stream/seglog"
@@ -200,10 +201,10 @@ func BenchmarkGetRecords(b *testing.B) {
 }
 
 func BenchmarkSequence(b *testing.B) {
-	s := sequence{created: 1.8e9, arrived: 1.8e9, number: 123456, shard: 3}
+	s := sequence.Number{Created: 1.8e9, Arrived: 1.8e9, Number: 123456, Shard: 3}
 	var text [57]byte
 	for b.Loop() {
-		s.number++
-		s.append(text[:0])
+		s.Number++
+		s.Append(text[:0])
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/milepost/milepost/ingest/kinesisapi/sequence"
 	"github.com/milepost/milepost/ingest/kinesisapi/wire"
 	"github.com/milepost/milepost/stream"
 )
@@ -30,7 +31,7 @@ func (d *Door) getShardIterator(ctx context.Context, c *call, in *getShardIterat
 	if err := d.access(c, d.streamARN(name)); err != nil {
 		return nil, err
 	}
-	n, ok := parseShard(*in.ShardId)
+	n, ok := sequence.ParseShard(*in.ShardId)
 	if !ok {
 		return nil, faultf(typeNotFound, "Could not find shard %s in stream %s under account %s.", *in.ShardId, name, d.cfg.Account)
 	}
@@ -54,7 +55,7 @@ func (d *Door) getShardIterator(ctx context.Context, c *call, in *getShardIterat
 }
 
 func (d *Door) noShard(name string, n uint32) error {
-	return faultf(typeNotFound, "Shard %s in stream %s under account %s does not exist", shardName(n), name, d.cfg.Account)
+	return faultf(typeNotFound, "Shard %s in stream %s under account %s does not exist", sequence.ShardName(n), name, d.cfg.Account)
 }
 
 // listedShard returns a shard that the log still lists.
@@ -97,21 +98,21 @@ func (d *Door) start(ctx context.Context, m *streamMeta, s *shardState, op, kind
 			return 0, future(*at, now)
 		}
 		pos, err := log.Seek(ctx, s.id, *at)
-		return numberOf(pos), err
+		return sequence.Of(pos), err
 	}
-	q, ok := parseSequence(*seq)
+	q, ok := sequence.Parse(*seq)
 	switch {
 	case !ok:
 		return 0, invalidf("StartingSequenceNumber %s used in %s on shard %s in stream %s under account %s is invalid.", *seq, op, s.id, m.Name, d.cfg.Account)
-	case q.shard != s.number:
-		return 0, invalidf("Invalid StartingSequenceNumber. It encodes %s, while it was used in a call to a shard with %s", shardName(q.shard), s.id)
-	case q.created != s.created:
+	case q.Shard != s.number:
+		return 0, invalidf("Invalid StartingSequenceNumber. It encodes %s, while it was used in a call to a shard with %s", sequence.ShardName(q.Shard), s.id)
+	case q.Created != s.created:
 		return 0, invalidf("StartingSequenceNumber %s used in %s on shard %s in stream %s under account %s is invalid because it did not come from this stream.", *seq, op, s.id, m.Name, d.cfg.Account)
 	}
-	if kind == "AT_SEQUENCE_NUMBER" && q.number > 0 {
-		q.number--
+	if kind == "AT_SEQUENCE_NUMBER" && q.Number > 0 {
+		q.Number--
 	}
-	return min(q.number, tip.Seq), nil
+	return min(q.Number, tip.Seq), nil
 }
 
 // shardError tells clients that retention or a deletion has taken a shard.
@@ -207,7 +208,7 @@ func (g *getter) read(ctx context.Context, l *live, limit int, b []byte) ([]byte
 	if g.tip, err = l.log.Tip(ctx, g.shard.id); err != nil || g.after >= g.tip.Seq {
 		return b, err
 	}
-	r, err := l.log.Read(ctx, g.shard.id, position(g.after))
+	r, err := l.log.Read(ctx, g.shard.id, sequence.Position(g.after))
 	if err != nil {
 		return b, err
 	}
@@ -240,18 +241,18 @@ func (g *getter) append(b []byte, recs []stream.Record, most int) (out []byte, a
 		if g.records > 0 && g.bytes+size > most {
 			return b, false
 		}
-		seq := g.shard.sequence(numberOf(r.Pos), r.Time)
+		seq := g.shard.sequence(sequence.Of(r.Pos), r.Time)
 		b = e.Separate(b)
 		if e == wire.JSON {
 			b = append(b, `{"SequenceNumber":"`...)
-			b = seq.append(b)
+			b = seq.Append(b)
 			b = append(b, `","ApproximateArrivalTimestamp":`...)
 			b = e.AppendTime(b, r.Time)
 			b = append(b, `,"Data":"`...)
 			b = base64.StdEncoding.AppendEncode(b, r.Data)
 			b = append(b, `","PartitionKey":`...)
 		} else {
-			b = e.AppendString(e.AppendKey(e.OpenMap(b), "SequenceNumber"), alias(seq.append(text[:0])))
+			b = e.AppendString(e.AppendKey(e.OpenMap(b), "SequenceNumber"), alias(seq.Append(text[:0])))
 			b = e.AppendTime(e.AppendKey(b, "ApproximateArrivalTimestamp"), r.Time)
 			b = e.AppendBlob(e.AppendKey(b, "Data"), r.Data)
 			b = e.AppendKey(b, "PartitionKey")
@@ -263,7 +264,7 @@ func (g *getter) append(b []byte, recs []stream.Record, most int) (out []byte, a
 		b = e.CloseMap(b)
 		g.records++
 		g.bytes += size
-		g.after, g.last = seq.number, r.Time
+		g.after, g.last = seq.Number, r.Time
 	}
 	return b, true
 }

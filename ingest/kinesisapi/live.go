@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/milepost/milepost/ingest/kinesisapi/sequence"
 	"github.com/milepost/milepost/stream"
 	"github.com/milepost/milepost/stream/seglog"
 )
@@ -59,7 +60,7 @@ func (l *live) refresh(ctx context.Context) error {
 	was := *l.shards.Load()
 	var now []*shardState
 	for _, s := range shards {
-		n, ok := parseShard(string(s.ID))
+		n, ok := sequence.ParseShard(string(s.ID))
 		if !ok {
 			panic("kinesisapi: bug: the log names a shard " + string(s.ID))
 		}
@@ -90,8 +91,8 @@ func (l *live) shard(ctx context.Context, n uint32) (*shardState, error) {
 	}
 }
 
-func (s *shardState) sequence(number uint64, arrived time.Time) sequence {
-	return sequence{created: s.created, number: number, arrived: max(arrived.Unix(), s.created), shard: s.number}
+func (s *shardState) sequence(number uint64, arrived time.Time) sequence.Number {
+	return sequence.Number{Created: s.created, Number: number, Arrived: max(arrived.Unix(), s.created), Shard: s.number}
 }
 
 // A bucket is a token bucket. A request larger than what it holds at most may take it below zero: a record of 10 MiB passes a

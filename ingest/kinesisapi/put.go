@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 
+	"github.com/milepost/milepost/ingest/kinesisapi/sequence"
 	"github.com/milepost/milepost/ingest/kinesisapi/wire"
 	"github.com/milepost/milepost/stream"
 )
@@ -147,8 +148,8 @@ func (d *Door) checkPut(m *streamMeta, p *putRequest, c *call) error {
 		return invalidf("Records size exceeds 10 MB limit")
 	}
 	if p.order != "" {
-		s, ok := parseSequence(p.order)
-		if !ok || s.arrived > c.now.Unix()+1 {
+		s, ok := sequence.Parse(p.order)
+		if !ok || s.Arrived > c.now.Unix()+1 {
 			return invalidf("ExclusiveMinimumSequenceNumber %s used in PutRecord on stream %s under account %s is invalid.", p.order, m.Name, d.cfg.Account)
 		}
 	}
@@ -192,7 +193,7 @@ func (d *Door) appendThrottled(ctx context.Context, m *streamMeta, p *putRequest
 		for j+1 < len(open) && !h.Less(open[j+1].From) {
 			j++
 		}
-		n, _ := parseShard(string(open[j].ID))
+		n, _ := sequence.ParseShard(string(open[j].ID))
 		s, err := m.live.shard(ctx, n)
 		if err != nil {
 			return nil, err
@@ -222,7 +223,7 @@ func (l *live) stateOf(ctx context.Context, id stream.ShardID, guess *shardState
 	if guess != nil && guess.id == id {
 		return guess, nil
 	}
-	n, _ := parseShard(string(id))
+	n, _ := sequence.ParseShard(string(id))
 	s, err := l.shard(ctx, n)
 	if err == nil && s == nil {
 		err = errNoState
@@ -250,7 +251,7 @@ func (d *Door) answerOne(ctx context.Context, c *call, m *streamMeta, p *putRequ
 	e := c.enc
 	b = e.AppendString(e.AppendKey(e.OpenMap(b), "ShardId"), string(r.Shard))
 	var text [57]byte
-	b = e.AppendString(e.AppendKey(b, "SequenceNumber"), alias(s.sequence(numberOf(r.Pos), r.Time).append(text[:0])))
+	b = e.AppendString(e.AppendKey(b, "SequenceNumber"), alias(s.sequence(sequence.Of(r.Pos), r.Time).Append(text[:0])))
 	if m.Key != "" {
 		b = e.AppendString(e.AppendKey(b, "EncryptionType"), kms)
 	}
@@ -292,16 +293,16 @@ func (d *Door) answerMany(ctx context.Context, c *call, m *streamMeta, p *putReq
 		}
 		bytes += uint64(len(r.Data) + len(r.Key))
 		records++
-		seq := s.sequence(numberOf(r.Pos), r.Time)
+		seq := s.sequence(sequence.Of(r.Pos), r.Time)
 		if e == wire.JSON {
 			b = append(b, `{"SequenceNumber":"`...)
-			b = seq.append(b)
+			b = seq.Append(b)
 			b = append(b, `","ShardId":"`...)
 			b = append(b, r.Shard...)
 			b = append(b, `"}`...)
 			continue
 		}
-		b = e.AppendString(e.AppendKey(e.OpenMap(b), "SequenceNumber"), alias(seq.append(text[:0])))
+		b = e.AppendString(e.AppendKey(e.OpenMap(b), "SequenceNumber"), alias(seq.Append(text[:0])))
 		b = e.CloseMap(e.AppendString(e.AppendKey(b, "ShardId"), string(r.Shard)))
 	}
 	if s != nil {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/milepost/milepost/ingest/kinesisapi/sequence"
 	"github.com/milepost/milepost/stream"
 )
 
@@ -143,7 +144,7 @@ func (d *Door) scale(m *streamMeta, now time.Time, wait *time.Duration) error {
 	}
 	var loads []load
 	for _, s := range openShards(shards) {
-		n, _ := parseShard(string(s.ID))
+		n, _ := sequence.ParseShard(string(s.ID))
 		st, err := l.shard(d.ctx, n)
 		if err != nil || st == nil {
 			return err

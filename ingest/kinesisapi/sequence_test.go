@@ -11,46 +11,6 @@ import (
 	"github.com/milepost/milepost/stream"
 )
 
-func TestSequenceShape(t *testing.T) {
-	s := sequence{created: 0x5e2f0a11, number: 0xabcdef0123456789 >> 1, arrived: 0x5e2f0a22, shard: 0x12345}
-	text := s.String()
-	n, ok := new(big.Int).SetString(text, 10)
-	if !ok || len(text) != 56 {
-		t.Fatalf("got %q", text)
-	}
-	hex := n.Text(16)
-	want := fmt.Sprintf("2%09x%x%016x00%09x%08x2", s.created, s.shard&15, s.number, s.arrived, s.shard)
-	if hex != want {
-		t.Errorf("got %s\nwant %s", hex, want)
-	}
-	first := sequence{created: 1700000000, arrived: 1700000000}.String()
-	m, _ := new(big.Int).SetString(first, 10)
-	if shape := regexp.MustCompile(`^20[0-9a-f]{8}0[0-9a-f]{16}000[0-9a-f]{8}000000002$`); !shape.MatchString(m.Text(16)) || first[:2] != "49" {
-		t.Errorf("%s is %s", first, m.Text(16))
-	}
-}
-
-func FuzzSequence(f *testing.F) {
-	f.Add(int64(1700000000), uint64(1), int64(1700000001), uint32(3), "49590338271490256608559692538361571095921575989136588898")
-	f.Fuzz(func(t *testing.T, created int64, number uint64, arrived int64, shard uint32, text string) {
-		s := sequence{created & maxSeconds, number & lastNumber, arrived & maxSeconds, shard & (1<<31 - 1)}
-		if got, ok := parseSequence(s.String()); !ok || got != s {
-			t.Errorf("%+v: %s became %+v", s, s, got)
-		}
-		next := s
-		next.number++
-		next.arrived = (s.arrived + 5) & maxSeconds
-		a, _ := new(big.Int).SetString(s.String(), 10)
-		b, _ := new(big.Int).SetString(next.String(), 10)
-		if s.number < lastNumber && a.Cmp(b) >= 0 {
-			t.Errorf("%s does not precede %s", s, next)
-		}
-		if got, ok := parseSequence(text); ok && got.String() != text {
-			t.Errorf("%q became %s", text, got)
-		}
-	})
-}
-
 func FuzzHash(f *testing.F) {
 	f.Add("340282366920938463463374607431768211455")
 	f.Add("18446744073709551616")
@@ -87,17 +47,6 @@ func TestSlice(t *testing.T) {
 	}
 	if m := middle(stream.Shard{From: stream.Hash{Hi: 1}, To: stream.Hash{Hi: 1, Lo: 1}}); m != (stream.Hash{Hi: 1, Lo: 1}) {
 		t.Errorf("the middle of two is %+v", m)
-	}
-}
-
-func TestPosition(t *testing.T) {
-	for _, n := range []uint64{0, 1, 9, 10, 15, 16, 1<<63 + 10} {
-		if got := numberOf(position(n)); got != n {
-			t.Errorf("%d became %q became %d", n, position(n), got)
-		}
-	}
-	if n, ok := parseShard(string(shardName(120))); !ok || n != 120 || shardName(120) != "shardId-000000000120" {
-		t.Error(n, ok, shardName(120))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/milepost/milepost/ingest/kinesisapi/sequence"
 	"github.com/milepost/milepost/stream"
 )
 
@@ -133,8 +134,8 @@ func future(t, now time.Time) error {
 
 // findShard returns a shard that may be split or merged.
 func (d *Door) findShard(m *streamMeta, shards []stream.Shard, name string) (*stream.Shard, error) {
-	if n, ok := parseShard(name); ok {
-		name = string(shardName(n))
+	if n, ok := sequence.ParseShard(name); ok {
+		name = string(sequence.ShardName(n))
 	}
 	for i := range shards {
 		if string(shards[i].ID) == name {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/milepost/milepost/ingest/kinesisapi/sequence"
 	"github.com/milepost/milepost/stream"
 )
 
@@ -294,8 +295,8 @@ func (d *Door) describeStream(ctx context.Context, c *call, in *describeStreamIn
 
 // shardsAfter returns those after a shard, which need not be listed any more.
 func shardsAfter(all []shardOut, id string) []shardOut {
-	if n, ok := parseShard(id); ok {
-		id = string(shardName(n))
+	if n, ok := sequence.ParseShard(id); ok {
+		id = string(sequence.ShardName(n))
 	}
 	i, found := slices.BinarySearchFunc(all, id, func(s shardOut, id string) int { return strings.Compare(s.ShardId, id) })
 	if found {
@@ -314,13 +315,13 @@ func describeShards(shards []stream.Shard) []shardOut {
 	}
 	out := make([]shardOut, len(shards))
 	for i, s := range shards {
-		n, _ := parseShard(string(s.ID))
+		n, _ := sequence.ParseShard(string(s.ID))
 		at := s.Created.Unix()
 		o := &out[i]
 		*o = shardOut{
 			ShardId:             string(s.ID),
 			HashKeyRange:        hashRange{formatHash(s.From), formatHash(s.To)},
-			SequenceNumberRange: sequenceRange{StartingSequenceNumber: sequence{created: at, arrived: at, shard: n}.String()},
+			SequenceNumberRange: sequenceRange{StartingSequenceNumber: sequence.Number{Created: at, Arrived: at, Shard: n}.String()},
 		}
 		if len(s.Parents) > 0 {
 			o.ParentShardId = string(s.Parents[0])
@@ -329,7 +330,7 @@ func describeShards(shards []stream.Shard) []shardOut {
 			o.AdjacentParentShardId = string(s.Parents[1])
 		}
 		if s.Closed {
-			o.SequenceNumberRange.EndingSequenceNumber = sequence{created: at, number: lastNumber, arrived: max(at, ended[s.ID]), shard: n}.String()
+			o.SequenceNumberRange.EndingSequenceNumber = sequence.Number{Created: at, Number: sequence.Last, Arrived: max(at, ended[s.ID]), Shard: n}.String()
 		}
 	}
 	return out

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/milepost/milepost/ingest/kinesisapi/eventstream"
+	"github.com/milepost/milepost/ingest/kinesisapi/sequence"
 	"github.com/milepost/milepost/ingest/kinesisapi/wire"
 	"github.com/milepost/milepost/stream"
 )
@@ -86,7 +87,7 @@ func (d *Door) subscribeToShard(ctx context.Context, c *call, in *subscribeInput
 	if m, err = d.usable(m.Name); err != nil {
 		return err
 	}
-	n, ok := parseShard(*in.ShardId)
+	n, ok := sequence.ParseShard(*in.ShardId)
 	if !ok {
 		return d.noShard(m.Name, 0)
 	}
@@ -111,7 +112,7 @@ func (d *Door) subscribeToShard(ctx context.Context, c *call, in *subscribeInput
 		return err
 	}
 	defer sub.done.Store(true)
-	r, err := m.live.log.Read(ctx, s.id, position(after))
+	r, err := m.live.log.Read(ctx, s.id, sequence.Position(after))
 	if err != nil {
 		return d.shardError(m, s, err)
 	}
@@ -260,7 +261,7 @@ func (p *pusher) event(recs []stream.Record) bool {
 		at = time.Unix(p.shard.created, 0)
 	}
 	var text [57]byte
-	b = e.AppendString(e.AppendKey(b, "ContinuationSequenceNumber"), alias(p.shard.sequence(p.after, at).append(text[:0])))
+	b = e.AppendString(e.AppendKey(b, "ContinuationSequenceNumber"), alias(p.shard.sequence(p.after, at).Append(text[:0])))
 	p.shard.outRecords.Add(uint64(p.records))
 	p.shard.outBytes.Add(uint64(p.bytes))
 	p.buf = eventstream.End(e.CloseMap(b), start)

@@ -29,15 +29,16 @@ var rooms = map[string]string{
 	"ingest/feed":       "ingest ingest/format",
 	"ingest/mqtt":       "ingest stream telemetry",
 
-	"ingest/kinesisapi":             "ingest/kinesisapi/eventstream ingest/kinesisapi/policy ingest/kinesisapi/sigv4 ingest/kinesisapi/wire stream stream/seglog",
+	"ingest/kinesisapi":             "ingest/kinesisapi/eventstream ingest/kinesisapi/policy ingest/kinesisapi/sequence ingest/kinesisapi/sigv4 ingest/kinesisapi/wire stream stream/seglog",
 	"ingest/kinesisapi/eventstream": "",
 	"ingest/kinesisapi/kpl":         "",
 	"ingest/kinesisapi/policy":      "",
+	"ingest/kinesisapi/sequence":    "stream",
 	"ingest/kinesisapi/sigv4":       "",
 	"ingest/kinesisapi/wire":        "",
 
 	"process":                "state stream",
-	"process/lambda":         "process process/pattern process/lambda/runtime ingest/kinesisapi/sigv4 state stream",
+	"process/lambda":         "process process/pattern process/lambda/runtime ingest/kinesisapi/policy ingest/kinesisapi/sequence ingest/kinesisapi/sigv4 state stream",
 	"process/lambda/runtime": "",
 	"process/pattern":        "",
 	"process/window":         "telemetry",

@@ -1,0 +1,234 @@
+package lambda
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/milepost/milepost/process"
+	"github.com/milepost/milepost/process/pattern"
+)
+
+// Functions is the section functions: of the configuration.
+type Functions map[string]FunctionConfig
+
+// A FunctionConfig is one function: what runs it, and on which streams.
+type FunctionConfig struct {
+	Runtime     string            `yaml:"runtime" doc:"go, python, node, command, or http for a URL; empty: by what else is given"`
+	Handler     string            `yaml:"handler" doc:"as AWS has it: app.handler is function handler of file app"`
+	Code        string            `yaml:"code" doc:"directory of the function's files, which it runs in; for go also the bootstrap itself"`
+	Command     []string          `yaml:"command" doc:"program and arguments that speak the Lambda Runtime API"`
+	URL         string            `yaml:"url" doc:"https://… or http://… that events are posted to"`
+	Secret      string            `yaml:"secret" doc:"signs the requests to url; empty: they are not signed"`
+	Environment map[string]string `yaml:"environment" doc:"variables of its processes"`
+	Timeout     time.Duration     `yaml:"timeout" default:"3s" doc:"of one invocation, 1s to 15m"`
+	Memory      int               `yaml:"memory" default:"128" doc:"MiB, 128 to 10240: what the function is told that it has"`
+	Concurrency int               `yaml:"concurrency" default:"10" doc:"invocations at once; more are throttled and tried again"`
+	On          []MappingConfig   `yaml:"on" doc:"streams that it runs on"`
+}
+
+// A MappingConfig is an event source mapping: a function on a stream.
+type MappingConfig struct {
+	Stream         string         `yaml:"stream" doc:"name of the stream"`
+	Consumer       string         `yaml:"consumer" doc:"enhanced fan-out consumer to read as, which the events then name; empty: none"`
+	Enabled        bool           `yaml:"enabled" default:"true" doc:"false: it waits, and keeps its place. Pausing by hand holds until this key changes"`
+	BatchSize      int            `yaml:"batch_size" default:"100" doc:"most records of an invocation, 1 to 10000; their event has at most 6 MiB"`
+	BatchWindow    time.Duration  `yaml:"batch_window" default:"0s" doc:"how long to wait for a batch to fill, up to 5m"`
+	Parallel       int            `yaml:"parallelization_factor" default:"1" doc:"batches of one shard at once, 1 to 10; each key keeps its order"`
+	Start          string         `yaml:"start" default:"TRIM_HORIZON" doc:"where it begins when it has never run: TRIM_HORIZON, LATEST or AT_TIMESTAMP"`
+	StartTime      string         `yaml:"start_time" doc:"for AT_TIMESTAMP: 2026-01-02T15:04:05Z"`
+	MaxRetries     int            `yaml:"max_retries" default:"-1" doc:"how often a failed batch is tried again, 0 to 10000; -1: until it works or is too old"`
+	MaxAge         time.Duration  `yaml:"max_age" default:"0s" doc:"older records are given up, 1m to 7d; 0s: never"`
+	Bisect         bool           `yaml:"bisect" doc:"split a batch that fails and try the halves, which costs no retry"`
+	ReportFailures bool           `yaml:"report_item_failures" doc:"listen to batchItemFailures in the answer"`
+	Filters        []string       `yaml:"filters" doc:"EventBridge patterns in JSON such as {\"data\":{\"type\":[\"crash\"]}}, up to 10; a record passes if one matches"`
+	Tumbling       time.Duration  `yaml:"tumbling_window" default:"0s" doc:"windows by arrival time whose state goes from one invocation to the next, up to 15m; 0s: none"`
+	OnFailure      string         `yaml:"on_failure" doc:"where it is written what was given up: stream:NAME, s3://BUCKET, file:///DIRECTORY or https://…; empty: the records become dead letters"`
+	Output         string         `yaml:"output" doc:"stream that the records in the answer's output list go to, together with the checkpoint"`
+	Priority       int            `yaml:"priority" default:"0" doc:"who goes first when all functions together are at their limit: the higher"`
+	Overflow       OverflowConfig `yaml:"overflow" doc:"what becomes of a function that cannot keep up; nothing given: it falls behind and delays only itself"`
+	Breaker        BreakerConfig  `yaml:"breaker" doc:"stop calling a function that fails again and again"`
+}
+
+// An OverflowConfig says what becomes of a function that cannot keep up.
+type OverflowConfig struct {
+	Policy    string        `yaml:"policy" doc:"spill: go on at the newest and catch up later; sample: pass over some; pause: stop until resumed; empty: none"`
+	MaxAge    time.Duration `yaml:"max_age" default:"0s" doc:"sets it off when the next record is older; 0s: no bound"`
+	MaxLag    int64         `yaml:"max_lag" default:"0" doc:"sets it off when more records wait in a shard; 0: no bound"`
+	OneIn     int           `yaml:"one_in" default:"10" doc:"for sample: keep one record in so many"`
+	WholeKeys bool          `yaml:"whole_keys" doc:"for sample: keep all records of one key in so many"`
+	Interval  time.Duration `yaml:"interval" default:"1s" doc:"for spill: catch up with a batch this often while new records come"`
+}
+
+// A BreakerConfig is a circuit breaker.
+type BreakerConfig struct {
+	Failures int           `yaml:"failures" default:"0" doc:"failed invocations in a row that open it; 0: never"`
+	Pause    time.Duration `yaml:"pause" default:"30s" doc:"then one invocation tries whether the function works again"`
+}
+
+// Limits of Lambda.
+const (
+	maxBatch       = 10_000
+	maxWindow      = 300
+	maxParallel    = 10
+	maxRetries     = 10_000
+	minAge, maxAge = 60, 604_800
+	maxTumbling    = 900
+	maxPayload     = 6 << 20 // of a synchronous invocation's request and answer
+	maxAsync       = 256 << 10
+	maxTimeout     = 15 * time.Minute
+)
+
+const nameLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+
+func isFunctionName(s string) bool {
+	return s != "" && len(s) <= 64 && strings.Trim(s, nameLetters) == ""
+}
+
+// Validate reports everything that is wrong, each with its key and how to mend it.
+func (f Functions) Validate() error {
+	var errs []error
+	names := make([]string, 0, len(f))
+	for name := range f {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		c := f[name]
+		if !isFunctionName(name) {
+			errs = append(errs, fmt.Errorf("functions.%s: a function's name has at most 64 letters, digits, _ and -", name))
+		}
+		for _, err := range c.check() {
+			errs = append(errs, fmt.Errorf("functions.%s.%w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *FunctionConfig) check() (errs []error) {
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if u, err := url.Parse(c.URL); c.URL != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
+		fail("url: not an address: write https://host/path")
+	}
+	if c.URL != "" && (len(c.Command) > 0 || c.Code != "") {
+		fail("url: command or code is given too: a function is either called or run, keep one")
+	}
+	if c.URL == "" && len(c.Command) == 0 && c.Code == "" {
+		fail("code: missing: give code, command or url")
+	}
+	if c.Secret != "" && c.URL == "" {
+		fail("secret: it signs requests to url, and there is none: remove it")
+	}
+	if c.Timeout < time.Second || c.Timeout > maxTimeout {
+		fail("timeout: %s: use 1s to 15m", c.Timeout)
+	}
+	if c.Memory < 128 || c.Memory > 10240 {
+		fail("memory: %d: use 128 to 10240", c.Memory)
+	}
+	if c.Concurrency < 1 || c.Concurrency > 1000 {
+		fail("concurrency: %d: use 1 to 1000", c.Concurrency)
+	}
+	sources := map[string]bool{}
+	for i := range c.On {
+		m := &c.On[i]
+		for _, err := range m.check() {
+			fail("on[%d].%w", i, err)
+		}
+		if key := m.Stream + "/" + m.Consumer; sources[key] {
+			fail("on[%d].stream: %s is mapped already: one mapping for each stream and consumer", i, m.Stream)
+		} else {
+			sources[key] = true
+		}
+	}
+	return errs
+}
+
+func (m *MappingConfig) check() (errs []error) {
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	between := func(key string, v, lo, hi int) {
+		if v < lo || v > hi {
+			fail("%s: %d: use %d to %d", key, v, lo, hi)
+		}
+	}
+	seconds := func(key string, d time.Duration, most int) {
+		if d < 0 || d%time.Second != 0 || d > time.Duration(most)*time.Second {
+			fail("%s: %s: use whole seconds up to %s", key, d, time.Duration(most)*time.Second)
+		}
+	}
+	if m.Stream == "" {
+		fail("stream: missing: name the stream")
+	}
+	between("batch_size", m.BatchSize, 1, maxBatch)
+	seconds("batch_window", m.BatchWindow, maxWindow)
+	between("parallelization_factor", m.Parallel, 1, maxParallel)
+	between("max_retries", m.MaxRetries, -1, maxRetries)
+	seconds("max_age", m.MaxAge, maxAge)
+	if m.MaxAge > 0 && m.MaxAge < minAge*time.Second {
+		fail("max_age: %s: use 1m to 7d, or 0s for none", m.MaxAge)
+	}
+	seconds("tumbling_window", m.Tumbling, maxTumbling)
+	if m.Tumbling > 0 && m.Parallel > 1 {
+		fail("parallelization_factor: %d: a tumbling window needs 1", m.Parallel)
+	}
+	if m.Tumbling > 0 && m.Overflow.Policy == string(process.OverflowSpill) {
+		fail("overflow.policy: spill would bring records to a tumbling window too late: use sample or pause")
+	}
+	if _, err := m.startTime(); err != nil {
+		errs = append(errs, err)
+	}
+	if len(m.Filters) > pattern.MaxFilters {
+		fail("filters: %d: use up to %d", len(m.Filters), pattern.MaxFilters)
+	}
+	for i, f := range m.Filters {
+		if err := checkPattern(f); err != nil {
+			fail("filters[%d]: %w", i, err)
+		}
+	}
+	if m.OnFailure != "" {
+		if _, err := parseTarget(m.OnFailure, true); err != nil {
+			fail("on_failure: %w", err)
+		}
+	}
+	switch p := process.OverflowPolicy(m.Overflow.Policy); p {
+	case process.OverflowNone:
+	case process.OverflowSample, process.OverflowSpill, process.OverflowPause:
+		if m.Overflow.MaxAge <= 0 && m.Overflow.MaxLag <= 0 {
+			fail("overflow: policy %s needs a bound: give max_age or max_lag", p)
+		}
+		if p == process.OverflowSample && m.Overflow.OneIn < 2 {
+			fail("overflow.one_in: %d: use 2 or more", m.Overflow.OneIn)
+		}
+	default:
+		fail("overflow.policy: %q is not known: use spill, sample or pause", p)
+	}
+	if m.Breaker.Failures < 0 || m.Breaker.Pause < 0 {
+		fail("breaker: negative values make no sense: remove them for the defaults")
+	}
+	return errs
+}
+
+func (m *MappingConfig) startTime() (time.Time, error) {
+	switch m.Start {
+	case startOldest, startLatest:
+		if m.StartTime != "" {
+			return time.Time{}, fmt.Errorf("start_time: it goes with start: AT_TIMESTAMP, and start is %s", m.Start)
+		}
+		return time.Time{}, nil
+	case startAt:
+		t, err := time.Parse(time.RFC3339, m.StartTime)
+		if err != nil {
+			return t, fmt.Errorf("start_time: %q is not a time: write 2026-01-02T15:04:05Z", m.StartTime)
+		}
+		return t, nil
+	}
+	return time.Time{}, fmt.Errorf("start: %q is not known: use TRIM_HORIZON, LATEST or AT_TIMESTAMP", m.Start)
+}
+
+// checkPattern tells what is wrong with a filter pattern.
+func checkPattern(p string) error {
+	_, err := pattern.CompileAny(p)
+	return err
+}
