@@ -14,8 +14,8 @@ import (
 	"github.com/milepost/milepost/internal/vfs"
 )
 
-// openKinesis opens the Kinesis door over the same log as the others. The built-in streams are there too: what is put into
-// readings goes the way of every reading.
+// openKinesis makes the Kinesis door over the same log as the others; listenAWS lets requests in. The built-in streams are there
+// too: what is put into readings goes the way of every reading.
 func (s *server) openKinesis(ctx context.Context, fs vfs.FS) error {
 	c := s.cfg.Kinesis
 	if c.Listen == "" && c.TLS.Cert == "" {
@@ -38,6 +38,16 @@ func (s *server) openKinesis(ctx context.Context, fs vfs.FS) error {
 		return fmt.Errorf("open Kinesis: %w", err)
 	}
 	s.onFailure(func() error { return s.kinesis.Close(ctx) })
+	return nil
+}
+
+// listenAWS serves Kinesis, and Lambda's API at the same address.
+func (s *server) listenAWS(ctx context.Context) error {
+	if s.kinesis == nil {
+		return nil
+	}
+	c := s.cfg.Kinesis
+	s.kinesis.Beside(s.functions.API())
 	if c.Listen != "" {
 		if err := s.listenKinesis(ctx, "kinesis.listen", c.Listen, nil); err != nil {
 			return err

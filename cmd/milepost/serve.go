@@ -178,6 +178,14 @@ func (c *Config) redacted() *Config {
 		}
 	}
 	r.Formats.OwnTracksKeys = hideValues(c.Formats.OwnTracksKeys)
+	r.Functions = maps.Clone(c.Functions)
+	for name, f := range r.Functions {
+		f.Environment = hideValues(f.Environment)
+		if f.Secret != "" {
+			f.Secret = hidden
+		}
+		r.Functions[name] = f
+	}
 	r.Feeds = maps.Clone(c.Feeds)
 	for name, f := range r.Feeds {
 		f.Headers = hideValues(f.Headers)
@@ -222,6 +230,12 @@ func (c *Config) secretsHidden() []string {
 	}
 	for _, v := range slices.Sorted(maps.Keys(c.Formats.OwnTracksKeys)) {
 		look(c.Formats.OwnTracksKeys[v], "formats.owntracks_keys.%s", v)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Functions)) {
+		look(c.Functions[name].Secret, "functions.%s.secret", name)
+		for _, k := range slices.Sorted(maps.Keys(c.Functions[name].Environment)) {
+			look(c.Functions[name].Environment[k], "functions.%s.environment.%s", name, k)
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Feeds)) {
 		for _, k := range slices.Sorted(maps.Keys(c.Feeds[name].Headers)) {

@@ -30,6 +30,7 @@ import (
 	"github.com/milepost/milepost/ingest/mqtt"
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/process"
+	"github.com/milepost/milepost/process/lambda"
 	"github.com/milepost/milepost/process/rule"
 	"github.com/milepost/milepost/query"
 	"github.com/milepost/milepost/state/local"
@@ -59,26 +60,29 @@ type server struct {
 	reg     *prometheus.Registry
 	started time.Time
 
-	catalog  *telemetry.Catalog
-	logs     *seglog.Store
-	readings *seglog.Log
-	dead     *seglog.Log
-	state    *local.Store
-	archive  *archive.Archive
-	rules    *rule.Set
-	fleet    *fleet.Fleet
-	runner   *process.Runner
-	book     *alert.Book
-	notifier *alert.Notifier
-	sql      query.Engine
-	admit    *ingest.Admitter
-	formats  *format.Set
-	mqtt     *mqtt.Server
-	kinesis  *kinesisapi.Door
-	web      *web.Server
-	http     *http.Server
-	listener net.Listener
-	letters  *letterBox
+	catalog   *telemetry.Catalog
+	logs      *seglog.Store
+	readings  *seglog.Log
+	dead      *seglog.Log
+	state     *local.Store
+	archive   *archive.Archive
+	rules     *rule.Set
+	fleet     *fleet.Fleet
+	meter     *process.Meter
+	outbox    *process.Outbox
+	runner    *process.Runner
+	functions *lambda.Registry
+	book      *alert.Book
+	notifier  *alert.Notifier
+	sql       query.Engine
+	admit     *ingest.Admitter
+	formats   *format.Set
+	mqtt      *mqtt.Server
+	kinesis   *kinesisapi.Door
+	web       *web.Server
+	http      *http.Server
+	listener  net.Listener
+	letters   *letterBox
 
 	notifying  context.CancelFunc // ends the notifier
 	fetching   context.CancelFunc // ends the feeds; nil: there are none
@@ -105,7 +109,7 @@ func openServer(ctx context.Context, cfg *Config, fs vfs.FS, log *slog.Logger) (
 
 // rooms are the steps that need nothing but a file system; closeRooms is their reverse.
 func (s *server) rooms() []func(context.Context, vfs.FS) error {
-	return []func(context.Context, vfs.FS) error{s.openLog, s.openState, s.openFleet, s.openProcess, s.openAlerts, s.openAdmit}
+	return []func(context.Context, vfs.FS) error{s.openLog, s.openState, s.openFleet, s.openProcess, s.openAlerts, s.openFunctions, s.openAdmit}
 }
 
 // open takes steps in order. If one fails, those before it are undone.
@@ -240,8 +244,19 @@ func (s *server) openFleet(ctx context.Context, fs vfs.FS) error {
 
 func (s *server) openProcess(ctx context.Context, _ vfs.FS) error {
 	var err error
+	if s.meter, err = process.NewMeter(s.reg); err != nil {
+		return err
+	}
+	s.outbox, err = process.NewOutbox(process.OutboxConfig{Store: s.state, DeadLetters: s.dead, Streams: s.stream, Logger: s.log, Metrics: s.reg})
+	if err != nil {
+		return err
+	}
+	if err := s.outbox.Start(); err != nil {
+		return err
+	}
+	s.onFailure(func() error { return s.outbox.Stop(context.WithoutCancel(ctx)) })
 	s.runner, err = process.New(process.Config{
-		Log: s.readings, StreamName: readingsStream, Store: s.state, DeadLetters: s.dead, Logger: s.log, Metrics: s.reg,
+		Log: s.readings, StreamName: readingsStream, Store: s.state, Outbox: s.outbox, Meter: s.meter, Logger: s.log,
 	})
 	if err != nil {
 		return err
@@ -340,12 +355,12 @@ func (s *server) openAdmit(context.Context, vfs.FS) error {
 }
 
 // openDoors comes last: when the first reading can come in, everything behind the doors is ready.
-func (s *server) openDoors(ctx context.Context, fs vfs.FS) error {
+func (s *server) openDoors(ctx context.Context, _ vfs.FS) error {
 	s.formats = s.cfg.formats()
 	if err := s.openMQTT(ctx); err != nil {
 		return err
 	}
-	if err := s.openKinesis(ctx, fs); err != nil {
+	if err := s.listenAWS(ctx); err != nil {
 		return err
 	}
 	if err := s.openWeb(); err != nil {
@@ -517,6 +532,9 @@ func (s *server) closeRooms(ctx context.Context) error {
 	var t steps
 	t.do("process what is in the log", func() error { return s.runner.WaitCaughtUp(ctx) })
 	t.do("stop processing", func() error { return s.runner.Stop(ctx) })
+	t.do("close functions", func() error { return s.functions.Close(ctx) })
+	t.do("stop the outbox", func() error { return s.outbox.Stop(ctx) })
+	s.meter.Close()
 	s.notifying()
 	s.background()
 	s.workers.Wait()

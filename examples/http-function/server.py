@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 SECRET = b"not-so-secret"
@@ -13,12 +14,12 @@ answered = {}  # by request id; a real one would keep this with its data
 class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        stamp = self.headers["X-Milepost-Timestamp"]
-        want = hmac.new(SECRET, stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
-        if not hmac.compare_digest(self.headers["X-Milepost-Signature"].removeprefix("sha256="), want):
+        signature = dict(part.split("=", 1) for part in self.headers["Milepost-Signature"].split(","))
+        want = hmac.new(SECRET, signature["t"].encode() + b"." + body, hashlib.sha256).hexdigest()
+        if not hmac.compare_digest(signature["v1"], want) or abs(time.time() - int(signature["t"])) > 300:
             self.send_error(401, "signature does not match")
             return
-        request = self.headers["X-Milepost-Request-Id"]
+        request = self.headers["Idempotency-Key"]
         if request not in answered:
             output = []
             for record in json.loads(body)["Records"]:

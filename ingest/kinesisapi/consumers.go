@@ -2,6 +2,7 @@ package kinesisapi
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -125,6 +126,26 @@ func (d *Door) findConsumer(c *call, streamARN, name, arn *string) (*streamMeta,
 		return nil, nil, faultf(typeNotFound, "Consumer %s, account %s, stream %s not found.", *name, d.cfg.Account, streamName)
 	}
 	return m, k, d.allow(c, m.live)
+}
+
+// Consumer finds an enhanced fan-out consumer of a stream, by its name or its ARN, and returns its ARN.
+func (d *Door) Consumer(streamName, consumer string) (string, error) {
+	name, created, byARN := consumer, int64(0), false
+	if of, n, at, ok := d.parseARN(consumer); ok && n != "" {
+		if of != streamName {
+			return "", fmt.Errorf("consumer %s is not of stream %s", consumer, streamName)
+		}
+		name, created, byARN = n, at, true
+	}
+	m := d.catalog.Load().Streams[streamName]
+	if m == nil {
+		return "", d.noStream(streamName)
+	}
+	k := m.consumer(name)
+	if k == nil || byARN && k.Created/1000 != created {
+		return "", fmt.Errorf("stream %s has no consumer %s: register it, or leave consumer out", streamName, consumer)
+	}
+	return d.consumerARN(streamName, k), nil
 }
 
 func (d *Door) noConsumer(arn string) error {

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/http"
 	"regexp"
 	"strconv"
 	"strings"
@@ -118,6 +119,7 @@ func set[T comparable](v *T, def T) {
 // A Door serves the API. It is an http.Handler; Serve adds listeners with limits.
 type Door struct {
 	cfg        Config
+	beside     http.Handler // nil: none
 	transition time.Duration
 	scaleEvery time.Duration
 	ops        map[string]*operation

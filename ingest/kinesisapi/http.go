@@ -52,6 +52,10 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer d.gate.RUnlock()
+	if d.beside != nil && r.URL.Path != "/" && r.URL.Path != "" {
+		d.beside.ServeHTTP(w, r)
+		return
+	}
 	if d.begin(w, r) {
 		return
 	}

@@ -28,6 +28,10 @@ const (
 	receiveWindow = 4 << 20
 )
 
+// Beside makes h answer requests for other paths than /, which is Kinesis' only one: another AWS service at the same address. Call it
+// before the first Serve.
+func (d *Door) Beside(h http.Handler) { d.beside = h }
+
 // Server returns an HTTP server for the door with its limits, for HTTP/1.1, HTTP/2 by ALPN if conf is given, and HTTP/2 in plain
 // text from clients that know beforehand, as Java's asynchronous one does. The caller listens and shuts it down.
 func (d *Door) Server(conf *tls.Config) *http.Server {
