@@ -40,7 +40,7 @@ var rooms = map[string]string{
 	"process/lambda/runtime": "",
 	"process/pattern":        "",
 	"process/window":         "telemetry",
-	"process/window/lane":    "process process/window state stream telemetry",
+	"process/window/lane":    "ingest/kinesisapi/kpl process process/rule process/window state stream telemetry",
 	"process/forest":         "",
 	"process/anomaly":        "alert process process/forest process/rule state stream telemetry",
 	"query/continuous":       "query state stream telemetry",
@@ -50,7 +50,7 @@ var rooms = map[string]string{
 	"device":                 "state",
 	"device/command":         "state stream",
 	"device/shadow":          "state stream",
-	"process/rule":           "telemetry",
+	"process/rule":           "process/window telemetry",
 	"alert":                  "process/rule state stream telemetry",
 	"archive":                "state stream telemetry",
 	"fleet":                  "alert ingest/kinesisapi/kpl process process/rule state stream telemetry",
@@ -80,6 +80,7 @@ var heavy = map[string]string{
 	"github.com/mochi-mqtt/server/v2":  "ingest/mqtt",
 	"github.com/wneessen/go-mail":      "alert",
 	"go.yaml.in/yaml/v3":               "internal/conf",
+	"github.com/DataDog/sketches-go":   "process/window",
 }
 
 func TestImports(t *testing.T) {

@@ -135,6 +135,7 @@ type walker struct {
 	info    *ast.SourceInfo
 	uses    map[string]name
 	ordered []string
+	free    bool // any name is fine: a filter over fields
 	err     error
 }
 
@@ -173,6 +174,10 @@ func (w *walker) walk(e ast.Expr) {
 
 func (w *walker) use(full string, e ast.Expr) {
 	if _, ok := w.uses[full]; ok {
+		return
+	}
+	if w.free {
+		w.useAny(full, e)
 		return
 	}
 	if full == statusName {

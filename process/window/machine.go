@@ -521,6 +521,55 @@ func (d *Def) expiredOpen(p *pane, mark int64) bool {
 	return p.end+d.gap+d.retain <= mark
 }
 
+// PutOpen stores the panes that changed and are still open, for keys whose rows come from several shards: whoever puts the
+// parts together reads them from the store. Call it before Flush.
+func (d *Def) PutOpen(k *Key, to Sink) error {
+	var buf []byte
+	for i := range k.open {
+		q := &k.open[i]
+		if !q.unsaved {
+			continue
+		}
+		q.unsaved = false
+		buf = d.plan.append(append(buf[:0], stateVersion), q)
+		if err := to.SetPane(q.start, buf); err != nil {
+			return err
+		}
+		d.keptFrom(k, q.start)
+	}
+	return nil
+}
+
+// Finish closes every window of a key that no more rows will come for.
+func (d *Def) Finish(k *Key) {
+	if len(k.open) > 0 {
+		k.closed = max(k.closed, d.closeTo(k, math.MaxInt64/4))
+	}
+}
+
+// Combine is the result of one window of tumbling or hopping type from the parts that shards have put away: each calls part with
+// every stored pane that begins in [start, end) of the window. No rows: nil.
+func (d *Def) Combine(start int64, each func(part func(start int64, data []byte) error) error) (*Result, error) {
+	sum := d.plan.pane(start)
+	err := each(func(at int64, data []byte) error {
+		r := reader{b: data}
+		if r.byte() != stateVersion {
+			r.fail()
+		}
+		q := d.plan.read(&r, at)
+		if r.err == nil && q.rows > 0 {
+			d.plan.merge(&sum, &q)
+		}
+		return r.err
+	})
+	if err != nil || sum.rows == 0 {
+		return nil, err
+	}
+	r := &Result{Def: d, Start: start, End: start + d.size, Final: true}
+	r.fill(d, &sum)
+	return r, nil
+}
+
 // drop forgets the oldest n panes.
 func (k *Key) drop(n int) {
 	if n == 0 {

@@ -106,7 +106,7 @@ func clauseWords() []string {
 // clauseHint guesses which clause word a word should have been.
 func clauseHint(text string) string {
 	for _, w := range strings.Fields(text)[1:] {
-		if h := didYouMean(w, clauseWords()); h != "" {
+		if h := DidYouMean(w, clauseWords()); h != "" {
 			return h
 		}
 	}
@@ -182,7 +182,7 @@ func parseDuration(s string) (time.Duration, error) {
 	if err != nil || d < 0 {
 		hint := ""
 		if f := strings.Fields(s); len(f) > 1 {
-			hint = didYouMean(f[1], clauseWords())
+			hint = DidYouMean(f[1], clauseWords())
 		}
 		return 0, fmt.Errorf("%q is not a duration: write 30s, 5m, 2h or 7d%s", s, hint)
 	}
@@ -211,7 +211,7 @@ func parseAggregate(text string) (Aggregate, error) {
 		known = append(known, string(f))
 	}
 	if !slices.Contains(known, fn) {
-		return Aggregate{}, fmt.Errorf("%q: there is no aggregate %q%s; there are %s", text, fn, didYouMean(fn, known), strings.Join(known, ", "))
+		return Aggregate{}, fmt.Errorf("%q: there is no aggregate %q%s; there are %s", text, fn, DidYouMean(fn, known), strings.Join(known, ", "))
 	}
 	if column == "*" && fn == string(Count) {
 		column = ""
@@ -254,8 +254,8 @@ func isColumn(s string) bool {
 	return true
 }
 
-// didYouMean returns "; did you mean X?" for the nearest of known, or "" if none is near.
-func didYouMean(word string, known []string) string {
+// DidYouMean returns "; did you mean X?" for the nearest of known, or "" if none is near.
+func DidYouMean(word string, known []string) string {
 	best, d := "", max(1, len(word)/3)+1
 	for _, k := range known {
 		if x := distance(word, k, d); x < d {

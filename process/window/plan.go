@@ -119,6 +119,7 @@ type pane struct {
 	objects []object
 	emitted bool // sessions: a result with this start has been written
 	dirty   bool // changed since the last early result
+	unsaved bool // changed since the last PutOpen
 }
 
 func newPlan(aggs []Aggregate, columns []string) *plan {
@@ -186,7 +187,7 @@ func (p *plan) pane(start int64) pane {
 
 func (p *plan) add(q *pane, row *Row) {
 	q.rows++
-	q.dirty = true
+	q.dirty, q.unsaved = true, true
 	for i := range p.cells {
 		c := &p.cells[i]
 		v := &row.Values[c.row]

@@ -189,7 +189,7 @@ func (d *Def) times() error {
 	}
 	types := []string{string(Tumbling), string(Hopping), string(Sliding), string(Session)}
 	if !slices.Contains(types, string(s.Type)) {
-		return fmt.Errorf("type: %q is not known%s: use %s", s.Type, didYouMean(string(s.Type), types), strings.Join(types, ", "))
+		return fmt.Errorf("type: %q is not known%s: use %s", s.Type, DidYouMean(string(s.Type), types), strings.Join(types, ", "))
 	}
 	if s.Type == Session {
 		if s.Size != 0 || s.Every != 0 {
@@ -359,6 +359,9 @@ func (d *Def) Idle() int64 { return d.idle }
 
 // Horizon is how long after a key's newest event time a row may still count, in ms: dedup must remember for as long.
 func (d *Def) Horizon() int64 { return d.lateness + d.retain + d.size + d.gap }
+
+// Lateness is how far out of order rows may come, in ms.
+func (d *Def) Lateness() int64 { return d.lateness }
 
 // Keep is how long results are kept, in ms.
 func (d *Def) Keep() int64 { return d.keep }
