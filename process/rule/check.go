@@ -19,8 +19,9 @@ const statusName = "status"
 
 // A checker turns the text of conditions into programs.
 type checker struct {
-	cat *telemetry.Catalog
-	env *cel.Env
+	cat     *telemetry.Catalog
+	env     *cel.Env
+	figures *figures // nil: conditions here may have no windows
 }
 
 func newChecker(cat *telemetry.Catalog) (*checker, error) {
@@ -157,6 +158,10 @@ func (w *walker) walk(e ast.Expr) {
 		w.use(full, e)
 	case ast.CallKind:
 		c := e.AsCall()
+		if isWindowCall(c) {
+			w.window(e, c)
+			return
+		}
 		if c.IsMemberFunction() {
 			w.walk(c.Target())
 		}
@@ -177,7 +182,8 @@ func (w *walker) use(full string, e ast.Expr) {
 		return
 	}
 	if w.free {
-		w.useAny(full, e)
+		w.uses[full] = name{}
+		w.ordered = append(w.ordered, full)
 		return
 	}
 	if full == statusName {

@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 
 	"cel.dev/cel-go/cel"
-	"cel.dev/cel-go/common/ast"
 	"cel.dev/cel-go/common/types"
 
 	"github.com/milepost/milepost/telemetry"
@@ -110,10 +109,4 @@ func (a *fieldActivation) ResolveName(s string) (any, bool) {
 		return types.Bool(v), true
 	}
 	return types.NewUnknown(1, nil), true
-}
-
-// useAny notes a name that may be anything.
-func (w *walker) useAny(full string, _ ast.Expr) {
-	w.uses[full] = name{}
-	w.ordered = append(w.ordered, full)
 }
