@@ -103,11 +103,12 @@ type world struct {
 	fleet *Fleet
 	lane  *lane
 	at    stream.Position // checkpoint
+	more  []rule.Spec     // besides the shipped rules
 }
 
-func newWorld(t *testing.T, tape *tape) *world {
+func newWorld(t *testing.T, tape *tape, more ...rule.Spec) *world {
 	t.Helper()
-	w := &world{t: t, fs: vfs.NewCrashable(), tape: tape, shelf: &shelf{next: map[stream.Position]string{}, rows: map[stream.Position]string{}}}
+	w := &world{t: t, more: more, fs: vfs.NewCrashable(), tape: tape, shelf: &shelf{next: map[stream.Position]string{}, rows: map[stream.Position]string{}}}
 	w.open()
 	return w
 }
@@ -121,7 +122,7 @@ func (w *world) open() {
 	w.t.Cleanup(func() { _ = w.store.Close() })
 	cat := telemetry.NewCatalog()
 	w.shelf.cat = cat
-	rules, err := rule.Compile(rule.Shipped(), cat)
+	rules, err := rule.Compile(append(rule.Shipped(), w.more...), cat)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -267,9 +268,13 @@ func TestCrashes(t *testing.T) {
 			tp.add(day(23, 59, 0).Add(10*time.Hour), "t0", `{"vehicle_id":"t0",`) // no reading: dead-lettered
 		}
 	}
-	want := newWorld(t, tp).all(rng)
+	brisk := rule.Spec{Name: "brisk", When: `avg(speed, "24h") > 30 && count(speed, "24h") >= 3`}
+	want := newWorld(t, tp, brisk).all(rng)
+	if !strings.Contains(want, "brisk") {
+		t.Errorf("no vehicle is brisk in the end: the windows of rules are not tested (seed %d)", seed)
+	}
 
-	w := newWorld(t, tp)
+	w := newWorld(t, tp, brisk)
 	end := tp.recs[len(tp.recs)-1].Pos
 	archived := stream.Position("")
 	crashes := 0

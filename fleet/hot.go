@@ -45,12 +45,20 @@ type vehicle struct {
 	liveDirty bool         // differs from what the live feed has seen
 }
 
-const vehicleVersion = 1
+// Version 2 has the windows of rules before the rule state; it is written only when a rule has one.
+const (
+	vehicleVersion     = 1
+	vehicleWithWindows = 2
+)
 
 // encode writes everything of a vehicle that the log alone does not bring back cheaply. Layout: version, times, place, status,
 // counters, signals by name, open sightings, rule state. Signals go by name because IDs live only as long as a process.
 func (v *vehicle) encode(buf []byte, cat *telemetry.Catalog, set *rule.Set) []byte {
-	buf = append(buf[:0], vehicleVersion)
+	version := byte(vehicleVersion)
+	if set.HasWindows() {
+		version = vehicleWithWindows
+	}
+	buf = append(buf[:0], version)
 	buf = binary.AppendVarint(buf, v.newest)
 	buf = binary.AppendVarint(buf, v.arrival)
 	buf = binary.AppendVarint(buf, v.interval)
@@ -77,13 +85,17 @@ func (v *vehicle) encode(buf []byte, cat *telemetry.Catalog, set *rule.Set) []by
 		buf = binary.LittleEndian.AppendUint64(buf, math.Float64bits(v.values.V[id]))
 	}
 	buf = appendSightings(buf, v.open)
+	if version == vehicleWithWindows {
+		buf = set.AppendWindows(buf, &v.values)
+	}
 	return set.AppendState(buf, v.rules)
 }
 
 // decodeVehicle is encode's inverse. Signals whose names no longer fit the catalog are left out.
 func decodeVehicle(id string, b []byte, cat *telemetry.Catalog, set *rule.Set) (*vehicle, error) {
 	r := byteReader{b: b}
-	if r.byte() != vehicleVersion {
+	version := r.byte()
+	if version != vehicleVersion && version != vehicleWithWindows {
 		return nil, errCorrupt
 	}
 	v := &vehicle{id: strings.Clone(id)}
@@ -110,6 +122,12 @@ func decodeVehicle(id string, b []byte, cat *telemetry.Catalog, set *rule.Set) (
 	v.open = readSightings(&r, make([]sighting, 0, openMax))
 	if r.err != nil {
 		return nil, r.err
+	}
+	if version == vehicleWithWindows {
+		var err error
+		if r.b, err = set.DecodeWindows(r.b, &v.values); err != nil {
+			return nil, err
+		}
 	}
 	v.bound = set.Bind(v.id)
 	v.rules = make([]rule.State, set.Len())

@@ -42,7 +42,7 @@ var rooms = map[string]string{
 	"process/lambda/runtime": "",
 	"process/pattern":        "",
 	"process/window":         "telemetry",
-	"process/window/lane":    "process process/window state stream telemetry",
+	"process/window/lane":    "ingest/kinesisapi/kpl process process/rule process/window state stream telemetry",
 	"process/forest":         "",
 	"process/anomaly":        "alert process process/forest process/rule state stream telemetry",
 	"query/continuous":       "query state stream telemetry",
@@ -50,9 +50,10 @@ var rooms = map[string]string{
 	"ingest/mqtt/packet":     "",
 	"ingest/mqtt/broker":     "state",
 	"device":                 "state",
+	"examples/go-handler":    "",
 	"device/command":         "state stream",
 	"device/shadow":          "state stream",
-	"process/rule":           "telemetry",
+	"process/rule":           "process/window telemetry",
 	"alert":                  "process/rule state stream telemetry",
 	"archive":                "state stream telemetry",
 	"fleet":                  "alert ingest/kinesisapi/kpl process process/rule state stream telemetry",
@@ -85,6 +86,7 @@ var heavy = map[string]string{
 	"github.com/teslamotors/fleet-telemetry":         "ingest/format",
 	"github.com/influxdata/line-protocol/v2":         "ingest/format",
 	"go.yaml.in/yaml/v3":                             "internal/conf",
+	"github.com/DataDog/sketches-go":                 "process/window",
 }
 
 func TestImports(t *testing.T) {

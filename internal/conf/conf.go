@@ -6,6 +6,7 @@
 package conf
 
 import (
+	"encoding"
 	"errors"
 	"fmt"
 	"reflect"
@@ -172,6 +173,12 @@ func fill(n *yaml.Node, v reflect.Value, path string, errs []error) []error {
 		}
 		return fill(n, v.Elem(), path, errs)
 	case isSection(v.Type()):
+		if short, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok && n.Kind == yaml.ScalarNode {
+			if err := short.UnmarshalText([]byte(n.Value)); err != nil { // a section that can be written on one line
+				return fail("%s: %s", path, err)
+			}
+			return errs
+		}
 		if n.Kind != yaml.MappingNode {
 			return fail("%s is a section: write keys below it (%s)", orTop(path), strings.Join(keys(v.Type()), ", "))
 		}

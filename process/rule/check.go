@@ -19,8 +19,9 @@ const statusName = "status"
 
 // A checker turns the text of conditions into programs.
 type checker struct {
-	cat *telemetry.Catalog
-	env *cel.Env
+	cat     *telemetry.Catalog
+	env     *cel.Env
+	figures *figures // nil: conditions here may have no windows
 }
 
 func newChecker(cat *telemetry.Catalog) (*checker, error) {
@@ -135,6 +136,7 @@ type walker struct {
 	info    *ast.SourceInfo
 	uses    map[string]name
 	ordered []string
+	free    bool // any name is fine: a filter over fields
 	err     error
 }
 
@@ -156,6 +158,10 @@ func (w *walker) walk(e ast.Expr) {
 		w.use(full, e)
 	case ast.CallKind:
 		c := e.AsCall()
+		if isWindowCall(c) {
+			w.window(e, c)
+			return
+		}
 		if c.IsMemberFunction() {
 			w.walk(c.Target())
 		}
@@ -173,6 +179,11 @@ func (w *walker) walk(e ast.Expr) {
 
 func (w *walker) use(full string, e ast.Expr) {
 	if _, ok := w.uses[full]; ok {
+		return
+	}
+	if w.free {
+		w.uses[full] = name{}
+		w.ordered = append(w.ordered, full)
 		return
 	}
 	if full == statusName {

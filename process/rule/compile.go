@@ -12,6 +12,7 @@ import (
 
 	"cel.dev/cel-go/cel"
 
+	"github.com/milepost/milepost/process/window"
 	"github.com/milepost/milepost/telemetry"
 )
 
@@ -34,6 +35,7 @@ type Set struct {
 	base      *Bound         // for vehicles without overrides
 	shared    *cache
 	faults    *atomic.Uint64
+	figures   figures
 }
 
 type compiled struct {
@@ -42,7 +44,8 @@ type compiled struct {
 	clear   condition
 	summary []piece
 	first   telemetry.SignalID
-	hasSig  bool // first is set
+	hasSig  bool   // first is set
+	signal  string // first, as it is written
 	unit    string
 	hash    uint64
 }
@@ -82,6 +85,7 @@ func Compile(specs []Spec, cat *telemetry.Catalog) (*Set, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rules: %w", err)
 	}
+	k.figures = &s.figures
 	var errs []error
 	for i, spec := range specs {
 		c, err := k.compile(&spec)
@@ -123,7 +127,11 @@ func (s *Set) index(i int, c *compiled) {
 		for _, n := range uses {
 			switch n.kind {
 			case nameSignal:
-				s.bySignal[int(n.sig)*s.words+w] |= bit
+				sig := n.sig
+				if isFigure(sig) {
+					sig = s.figures.moving[s.figures.all[sig-movingBase].moving].sig
+				}
+				s.bySignal[int(sig)*s.words+w] |= bit
 			case nameStatus:
 				s.byStatus[w] |= bit
 			case nameParam:
@@ -182,9 +190,16 @@ func (k *checker) conditions(spec *Spec, c *compiled) error {
 	c.when = when
 	if len(when.ordered) > 0 {
 		c.first, c.hasSig = when.uses[when.ordered[0]].sig, true
-		c.unit = k.cat.Def(c.first).Unit
+		c.signal = k.figures.shown(when.ordered[0])
+		if isFigure(c.first) {
+			if f := k.figures.all[c.first-movingBase]; f.fn != window.Count {
+				c.unit = k.cat.Def(k.figures.moving[f.moving].sig).Unit
+			}
+		} else {
+			c.unit = k.cat.Def(c.first).Unit
+		}
 	}
-	clear, err := clearText(spec.Clear, when.ordered)
+	clear, err := clearText(spec.Clear, c.signal)
 	if err != nil {
 		return err
 	}
@@ -343,16 +358,16 @@ func isIdent(s string) bool {
 }
 
 // clearText turns "below N" and "above N" into a comparison of the rule's first signal.
-func clearText(clear string, signals []string) (string, error) {
+func clearText(clear, signal string) (string, error) {
 	for _, w := range []struct{ word, op string }{{"below ", " < "}, {"above ", " > "}} {
 		rest, ok := strings.CutPrefix(clear, w.word)
 		if !ok {
 			continue
 		}
-		if len(signals) == 0 {
+		if signal == "" {
 			return "", fmt.Errorf("clear: %q needs a signal in when: write a whole condition", clear)
 		}
-		return signals[0] + w.op + "(" + rest + ")", nil
+		return signal + w.op + "(" + rest + ")", nil
 	}
 	return clear, nil
 }

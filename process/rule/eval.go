@@ -28,6 +28,9 @@ func IncidentID(rule, vehicle string, since int64) string {
 // carry, even if those are newer than itself. It allocates nothing unless a rule needs cel-go or out must grow.
 func (b *Bound) Eval(st []State, v *Values, in Input, out []Transition) []Transition {
 	s := b.set
+	if len(s.figures.moving) > 0 {
+		s.observe(v, &in)
+	}
 	for w := range s.words {
 		var m uint64
 		for i := range in.Changed {
@@ -167,6 +170,10 @@ func (b *Bound) transition(i int, st *State, from Phase, at, arrival int64, valu
 func (r *bound) value(v *Values) float64 {
 	if i := int(r.first); r.hasSig && i < len(v.V) && v.V[i] == v.V[i] {
 		return v.V[i]
+	}
+	if r.hasSig && isFigure(r.first) {
+		x, _ := v.figure(r.first, v.now)
+		return x
 	}
 	return 0
 }

@@ -45,6 +45,7 @@ func FuzzCompile(f *testing.F) {
 	}
 	f.Add(`status in ["a", 'b'] && !(speed > -limit / 2)`, "below 3", 1.0)
 	f.Add(`speed > 1 ? fuel < 2 : rpm == 3`, `status.matches("a*")`, 0.0)
+	f.Add(`avg(speed, "5m") > limit && count(fuel, "1h") < 3`, "below 3", 0.0)
 	cat := telemetry.NewCatalog()
 	f.Fuzz(func(t *testing.T, when, clear string, limit float64) {
 		spec := Spec{Name: "r", When: when, Clear: clear}

@@ -67,6 +67,9 @@ type program struct {
 func (v *Values) known(id telemetry.SignalID, now, maxAge int64) (float64, bool) {
 	i := int(id)
 	if i >= len(v.T) || i >= len(v.V) || v.T[i] == 0 || now-v.T[i] > maxAge {
+		if isFigure(id) {
+			return v.figure(id, now)
+		}
 		return 0, false
 	}
 	x := v.V[i]

@@ -17,6 +17,7 @@ package rule
 import (
 	"time"
 
+	"github.com/milepost/milepost/process/window"
 	"github.com/milepost/milepost/telemetry"
 )
 
@@ -134,6 +135,11 @@ type Values struct {
 	T       []int64 // event time in ms; 0: never sent
 	Status  string  // "": unknown
 	StatusT int64
+
+	// Windows that rules mention; Eval and DecodeWindows keep them.
+	moving  []window.Moving
+	figures *figures
+	now     int64 // of the reading that is judged
 }
 
 // An Input is one reading, after its values went into Values.

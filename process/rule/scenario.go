@@ -215,6 +215,9 @@ func (w *world) through(from, to *Set) (*world, error) {
 		n := &vehicle{bound: to.Bind(id), st: make([]State, to.Len()), heard: v.heard, values: Values{
 			V: slices.Clone(v.values.V), T: slices.Clone(v.values.T), Status: v.values.Status, StatusT: v.values.StatusT,
 		}}
+		if _, err := to.DecodeWindows(from.AppendWindows(nil, &v.values), &n.values); err != nil {
+			return nil, fmt.Errorf("vehicle %s: %w", id, err)
+		}
 		if _, err := to.DecodeState(from.AppendState(nil, v.st), n.st); err != nil {
 			return nil, fmt.Errorf("vehicle %s: %w", id, err)
 		}
@@ -251,7 +254,8 @@ func (s *scenario) crash() error {
 	}
 	for _, id := range slices.Sorted(maps.Keys(before.vehicles)) {
 		was, is := before.vehicles[id], s.world.vehicles[id]
-		if is == nil || !bytes.Equal(s.set.AppendState(nil, was.st), s.set.AppendState(nil, is.st)) {
+		if is == nil || !bytes.Equal(s.set.AppendState(nil, was.st), s.set.AppendState(nil, is.st)) ||
+			!bytes.Equal(s.set.AppendWindows(nil, &was.values), s.set.AppendWindows(nil, &is.values)) {
 			s.fail("other state after the crash", "vehicle "+id+" as before")
 		}
 	}

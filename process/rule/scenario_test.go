@@ -96,7 +96,7 @@ func TestCrashAnywhere(t *testing.T) {
 	fired := 0
 	for range 30 {
 		var b strings.Builder
-		b.WriteString("use shipped\noverride v1 overspeed limit=60\n")
+		b.WriteString("use shipped\nrule warm: avg(engine_temp, \"5m\") > 108 && count(speed, \"2m\") > 1\noverride v1 overspeed limit=60\n")
 		now := 0
 		for range 200 {
 			now += r.IntN(40)

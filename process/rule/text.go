@@ -70,9 +70,7 @@ func (b *Bound) Summary(t *Transition, vehicle string) string {
 		case "severity":
 			sb.WriteString(spec.Severity)
 		case "signal":
-			if len(c.when.ordered) > 0 {
-				sb.WriteString(c.when.ordered[0])
-			}
+			sb.WriteString(c.signal)
 		case "value":
 			sb.WriteString(spec.number(t.Value))
 		case "peak":
