@@ -1,0 +1,3 @@
+import time
+print("slow to start", flush=True)
+time.sleep(60)
