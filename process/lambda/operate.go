@@ -12,7 +12,6 @@ import (
 
 	"github.com/milepost/milepost/ingest/kinesisapi/sequence"
 	"github.com/milepost/milepost/process"
-	"github.com/milepost/milepost/process/lambda/runtime"
 	"github.com/milepost/milepost/stream"
 )
 
@@ -21,8 +20,23 @@ type FunctionStatus struct {
 	Name     string          `json:"name"`
 	Runtime  string          `json:"runtime"`
 	Timeout  float64         `json:"timeout_seconds"`
-	Pool     runtime.Status  `json:"pool"`
+	Pool     PoolStatus      `json:"pool"`
 	Mappings []MappingStatus `json:"mappings"`
+}
+
+// A PoolStatus is what runs a function.
+type PoolStatus struct {
+	Processes  int       `json:"processes"`
+	Busy       int       `json:"busy"`
+	Limit      int       `json:"limit"`
+	Invokes    uint64    `json:"invokes"`
+	Errors     uint64    `json:"errors"`
+	Throttles  uint64    `json:"throttles"`
+	Timeouts   uint64    `json:"timeouts"`
+	Restarts   uint64    `json:"restarts"`
+	ColdStarts uint64    `json:"cold_starts"`
+	Last       time.Time `json:"last,omitzero"`
+	LastError  string    `json:"last_error,omitempty"`
 }
 
 // A MappingStatus is a mapping as operators see it. Numbers count since it was last started.
@@ -67,7 +81,7 @@ func (r *Registry) Function(ctx context.Context, name string) (FunctionStatus, b
 }
 
 func (r *Registry) status(ctx context.Context, f *function, all []*mapping) FunctionStatus {
-	s := FunctionStatus{Name: f.name, Runtime: f.cfg.Runtime, Timeout: f.cfg.Timeout.Seconds(), Pool: f.invoker.Status(), Mappings: []MappingStatus{}}
+	s := FunctionStatus{Name: f.name, Runtime: f.cfg.Runtime, Timeout: f.cfg.Timeout.Seconds(), Pool: PoolStatus(f.invoker.Status()), Mappings: []MappingStatus{}}
 	for _, m := range all {
 		if v := m.view(); v.def.Function == f.name {
 			s.Mappings = append(s.Mappings, r.mappingStatus(ctx, v))
