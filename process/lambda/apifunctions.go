@@ -149,7 +149,7 @@ func invoke(ctx context.Context, c *call) (any, error) {
 	req := &runtime.Request{
 		ID: c.header.Get("X-Amzn-Requestid"), Payload: body, ClientContext: c.req.Header.Get("X-Amz-Client-Context"), TraceID: c.req.Header.Get("X-Amzn-Trace-Id"),
 	}
-	resp, err := f.invoke(ctx, req, 0)
+	resp, err := f.invoke(ctx, req)
 	switch {
 	case errors.Is(err, runtime.ErrThrottled):
 		return nil, &fault{http.StatusTooManyRequests, typeThrottled, "Rate Exceeded."}
@@ -239,7 +239,7 @@ func (r *Registry) events(f *function) *courier {
 			if err := json.Unmarshal(e.Data, &ev); err != nil {
 				return &refusal{fmt.Errorf("not an event: %w", err)}
 			}
-			resp, err := f.invoke(ctx, &runtime.Request{ID: e.ID, Payload: ev.Payload, ClientContext: ev.Context}, 0)
+			resp, err := f.invoke(ctx, &runtime.Request{ID: e.ID, Payload: ev.Payload, ClientContext: ev.Context})
 			var no *process.NotRunError
 			switch {
 			case errors.As(err, &no):

@@ -3,12 +3,13 @@ package lambda
 import (
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/milepost/milepost/internal/conf"
 	"github.com/milepost/milepost/process"
+	"github.com/milepost/milepost/process/lambda/runtime"
 	"github.com/milepost/milepost/process/pattern"
 )
 
@@ -17,17 +18,35 @@ type Functions map[string]FunctionConfig
 
 // A FunctionConfig is one function: what runs it, and on which streams.
 type FunctionConfig struct {
-	Runtime     string            `yaml:"runtime" doc:"go, python, node, command, or http for a URL; empty: by what else is given"`
-	Handler     string            `yaml:"handler" doc:"as AWS has it: app.handler is function handler of file app"`
-	Code        string            `yaml:"code" doc:"directory of the function's files, which it runs in; for go also the bootstrap itself"`
-	Command     []string          `yaml:"command" doc:"program and arguments that speak the Lambda Runtime API"`
-	URL         string            `yaml:"url" doc:"https://… or http://… that events are posted to"`
-	Secret      string            `yaml:"secret" doc:"signs the requests to url; empty: they are not signed"`
-	Environment map[string]string `yaml:"environment" doc:"variables of its processes"`
-	Timeout     time.Duration     `yaml:"timeout" default:"3s" doc:"of one invocation, 1s to 15m"`
-	Memory      int               `yaml:"memory" default:"128" doc:"MiB, 128 to 10240: what the function is told that it has"`
-	Concurrency int               `yaml:"concurrency" default:"10" doc:"invocations at once; more are throttled and tried again"`
+	Runtime     string            `yaml:"runtime" doc:"provided (a bootstrap, as Go functions are), python3 or nodejs, with or without a version"`
+	Handler     string            `yaml:"handler" doc:"for python and nodejs: module.function, as on Lambda"`
+	Code        string            `yaml:"code" doc:"directory of the function's files, which is its working directory"`
+	Command     []string          `yaml:"command" doc:"instead of runtime: a program that speaks the Lambda Runtime API, with its arguments"`
+	URL         string            `yaml:"url" doc:"instead of runtime: events are posted here"`
+	Secret      string            `yaml:"secret" doc:"for url: signs requests, as webhooks of alerts are signed"`
+	SecretFile  string            `yaml:"secret_file" doc:"for url, instead: a file that holds it"`
+	Token       string            `yaml:"token" doc:"for url: sent as Authorization: Bearer"`
+	TokenFile   string            `yaml:"token_file" doc:"for url, instead: a file that holds it"`
+	CAFile      string            `yaml:"ca_file" doc:"for url: PEM of the authority that signed the receiver's certificate; empty: the system's"`
+	Headers     map[string]string `yaml:"headers" doc:"for url: further headers"`
+	Environment map[string]string `yaml:"environment" doc:"further variables of its processes"`
+	Timeout     time.Duration     `yaml:"timeout" default:"3s" doc:"of one invocation, up to 15m"`
+	InitTimeout time.Duration     `yaml:"init_timeout" default:"10s" doc:"of a process' start"`
+	IdleTimeout time.Duration     `yaml:"idle_timeout" default:"5m" doc:"processes that had nothing to do for this long are ended"`
+	Memory      int               `yaml:"memory" default:"128" doc:"MB that the function is told it has; nothing limits it"`
+	Concurrency int               `yaml:"concurrency" default:"10" doc:"invocations at once, up to 1000; more are throttled and tried again"`
 	On          []MappingConfig   `yaml:"on" doc:"streams that it runs on"`
+
+	Func runtime.Func `yaml:"-" json:"-"` // for programs that embed Milepost: instead of runtime, command and url
+}
+
+// runtime is the part that says how the function is run.
+func (c *FunctionConfig) runtime(name string) runtime.Config {
+	return runtime.Config{
+		Name: name, Runtime: c.Runtime, Handler: c.Handler, Code: c.Code, Command: c.Command, URL: c.URL, Secret: c.Secret, SecretFile: c.SecretFile,
+		Token: c.Token, TokenFile: c.TokenFile, CAFile: c.CAFile, Headers: c.Headers, Environment: c.Environment, Timeout: conf.Duration(c.Timeout),
+		InitTimeout: conf.Duration(c.InitTimeout), IdleTimeout: conf.Duration(c.IdleTimeout), MemorySize: c.Memory, Concurrency: c.Concurrency,
+	}
 }
 
 // A MappingConfig is an event source mapping: a function on a stream.
@@ -79,7 +98,6 @@ const (
 	maxTumbling    = 900
 	maxPayload     = 6 << 20 // of a synchronous invocation's request and answer
 	maxAsync       = 256 << 10
-	maxTimeout     = 15 * time.Minute
 )
 
 const nameLetters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
@@ -101,34 +119,24 @@ func (f Functions) Validate() error {
 		if !isFunctionName(name) {
 			errs = append(errs, fmt.Errorf("functions.%s: a function's name has at most 64 letters, digits, _ and -", name))
 		}
-		for _, err := range c.check() {
-			errs = append(errs, fmt.Errorf("functions.%s.%w", name, err))
+		for _, err := range c.check(name) {
+			errs = append(errs, fmt.Errorf("functions.%s: %w", name, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (c *FunctionConfig) check() (errs []error) {
+func (c *FunctionConfig) check(name string) (errs []error) {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if u, err := url.Parse(c.URL); c.URL != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
-		fail("url: not an address: write https://host/path")
+	if c.Func == nil {
+		if err := runtime.Check(c.runtime(name)); err != nil {
+			errs = append(errs, err)
+		}
 	}
-	if c.URL != "" && (len(c.Command) > 0 || c.Code != "") {
-		fail("url: command or code is given too: a function is either called or run, keep one")
-	}
-	if c.URL == "" && len(c.Command) == 0 && c.Code == "" {
-		fail("code: missing: give code, command or url")
-	}
-	if c.Secret != "" && c.URL == "" {
-		fail("secret: it signs requests to url, and there is none: remove it")
-	}
-	if c.Timeout < time.Second || c.Timeout > maxTimeout {
+	if c.Timeout < time.Millisecond {
 		fail("timeout: %s: use 1s to 15m", c.Timeout)
 	}
-	if c.Memory < 128 || c.Memory > 10240 {
-		fail("memory: %d: use 128 to 10240", c.Memory)
-	}
-	if c.Concurrency < 1 || c.Concurrency > 1000 {
+	if c.Concurrency < 1 {
 		fail("concurrency: %d: use 1 to 1000", c.Concurrency)
 	}
 	sources := map[string]bool{}

@@ -35,7 +35,7 @@ type mapping struct {
 	uuid   string
 	result atomic.Pointer[string] // LastProcessingResult; nil: none yet
 	woken  chan struct{}          // holds one
-	gone   chan struct{}          // closed when it is deleted
+	ended  chan struct{}          // closed when its conductor has ended
 
 	mu      sync.Mutex // guards the rest
 	def     *definition
@@ -54,7 +54,7 @@ type reset struct {
 
 // beginLocked starts the conductor of a mapping.
 func (r *Registry) beginLocked(d *definition) *mapping {
-	m := &mapping{r: r, uuid: d.UUID, def: d, state: stateCreating, woken: make(chan struct{}, 1), gone: make(chan struct{})}
+	m := &mapping{r: r, uuid: d.UUID, def: d, state: stateCreating, woken: make(chan struct{}, 1), ended: make(chan struct{})}
 	if d.Deleting {
 		m.state = stateDeleting
 	}
@@ -95,6 +95,7 @@ func (m *mapping) view() view {
 // conduct makes what runs agree with the definition, until the mapping is deleted or the registry closes.
 func (m *mapping) conduct() {
 	r := m.r
+	defer close(m.ended)
 	draining := make(chan struct{})
 	var carrying sync.WaitGroup
 	defer carrying.Wait()
@@ -150,7 +151,7 @@ func (m *mapping) conduct() {
 				break
 			}
 			m.refuse()
-			close(m.gone)
+
 			return
 		default:
 			runs, tries = d.Version, 0

@@ -38,7 +38,7 @@ import (
 	"github.com/milepost/milepost/stream"
 )
 
-// Config says what functions there are and what they work with. Store, Stream and, if there are functions, Open are required.
+// Config says what functions there are and what they work with. Store and Stream are required.
 type Config struct {
 	Store     state.Store
 	Functions Functions
@@ -46,8 +46,9 @@ type Config struct {
 	Stream func(name string) (stream.Log, error)
 	// Consumer finds an enhanced fan-out consumer of a stream by its name or ARN and returns its ARN. nil: there are none.
 	Consumer func(stream, consumer string) (arn string, err error)
-	// Open makes what runs a function. Close closes it.
-	Open func(name string, c FunctionConfig) (runtime.Invoker, error)
+	// Open makes what runs a function. Close closes it. nil: runtime does.
+	Open        func(name string, c FunctionConfig) (runtime.Invoker, error)
+	Credentials runtime.Credentials // that SDKs in functions find in their environment
 
 	DeadLetters stream.Log      // nil: what cannot be delivered waits
 	Outbox      *process.Outbox // shared with other runners over Store; nil: one of its own
@@ -115,8 +116,6 @@ func Open(cfg Config) (_ *Registry, err error) {
 	switch {
 	case cfg.Store == nil || cfg.Stream == nil:
 		return nil, errors.New("open functions: no state store or no streams are given")
-	case cfg.Open == nil && len(cfg.Functions) > 0:
-		return nil, errors.New("open functions: nothing is given that runs them")
 	case !regexp.MustCompile(`^\d{12}$`).MatchString(cfg.Account):
 		return nil, fmt.Errorf("open functions: account %q: use twelve digits", cfg.Account)
 	}
@@ -145,16 +144,34 @@ func Open(cfg Config) (_ *Registry, err error) {
 	if err := r.openShared(); err != nil {
 		return nil, err
 	}
+	open := cfg.Open
+	if open == nil {
+		m, err := runtime.NewMetrics(cfg.Metrics)
+		if err != nil {
+			return nil, err
+		}
+		open = func(name string, c FunctionConfig) (runtime.Invoker, error) { return r.open(name, c, m) }
+	}
 	for name, c := range cfg.Functions {
-		inv, err := cfg.Open(name, c)
+		inv, err := open(name, c)
 		if err != nil {
 			return nil, fmt.Errorf("function %s: %w", name, err)
 		}
-		r.functions[name] = &function{name: name, cfg: c, invoker: inv, changed: time.Now(), metrics: r.metrics.of(name)}
+		r.functions[name] = &function{name: name, cfg: c, invoker: inv, changed: time.Now()}
 		r.names = append(r.names, name)
 	}
 	slices.Sort(r.names)
 	return r, r.openMappings()
+}
+
+func (r *Registry) open(name string, c FunctionConfig, m *runtime.Metrics) (runtime.Invoker, error) {
+	rc := c.runtime(name)
+	rc.Region, rc.Account, rc.Credentials = r.cfg.Region, r.cfg.Account, r.cfg.Credentials
+	deps := runtime.Deps{Log: r.cfg.Log, Metrics: m}
+	if c.Func != nil {
+		return runtime.NewFunc(rc, c.Func, deps)
+	}
+	return runtime.New(rc, deps)
 }
 
 func (r *Registry) openKeys() error {

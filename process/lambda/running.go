@@ -109,7 +109,7 @@ func (h *running) Handle(ctx context.Context, in *process.Invocation) (process.R
 	defer h.keep(e)
 	e.build(&h.src, shard, in.Records, in.Window)
 	id := requestID(in.ID)
-	resp, err := h.fn.invoke(ctx, &runtime.Request{ID: id, Payload: e.doc}, len(in.Records))
+	resp, err := h.fn.invoke(ctx, &runtime.Request{ID: id, Payload: e.doc})
 	if err != nil {
 		return process.Result{}, err
 	}
@@ -150,31 +150,19 @@ type function struct {
 	cfg     FunctionConfig
 	invoker runtime.Invoker
 	changed time.Time // when this run began to know it
-	metrics functionMetrics
 	logs    tails
 }
 
 // invoke calls the function. An error is a *process.NotRunError.
-func (f *function) invoke(ctx context.Context, req *runtime.Request, records int) (*runtime.Response, error) {
+func (f *function) invoke(ctx context.Context, req *runtime.Request) (*runtime.Response, error) {
 	began := time.Now()
 	resp, err := f.invoker.Invoke(ctx, req)
 	if err != nil {
 		no := &process.NotRunError{Err: err}
-		if errors.Is(err, runtime.ErrThrottled) {
-			f.metrics.throttles.Inc()
-		} else if ctx.Err() == nil {
-			f.metrics.notRun.Inc()
+		if throttled, ok := errors.AsType[*runtime.ThrottledError](err); ok {
+			no.After = throttled.After
 		}
 		return nil, no
-	}
-	f.metrics.seconds.Observe(time.Since(began).Seconds())
-	if records > 0 {
-		f.metrics.records.Observe(float64(records))
-	}
-	if resp.FunctionError != "" {
-		f.metrics.errors.Inc()
-	} else {
-		f.metrics.ok.Inc()
 	}
 	f.logs.add(req.ID, began, resp)
 	return resp, nil
