@@ -172,7 +172,6 @@ func (p *process) deliver(w http.ResponseWriter, c *call) {
 	h["Content-Length"] = []string{strconv.Itoa(len(c.req.Payload))}
 	w.WriteHeader(http.StatusOK)
 	_, _ = w.Write(c.req.Payload) // a broken connection: the process asks again, or ends
-	_ = http.NewResponseController(w).Flush()
 }
 
 // take takes the invocation out of the process's hands: from now on the caller of take ends it, and nobody else.
