@@ -17,6 +17,7 @@ import (
 	"github.com/milepost/milepost/internal/conf"
 	"github.com/milepost/milepost/process/lambda"
 	"github.com/milepost/milepost/process/rule"
+	"github.com/milepost/milepost/process/window"
 	"github.com/milepost/milepost/telemetry"
 )
 
@@ -32,6 +33,7 @@ type Config struct {
 	Stream    StreamConfig            `yaml:"stream" doc:"the log of readings"`
 	Streams   map[string]UserStream   `yaml:"streams" doc:"further streams, by name, made at the start if they are not there; the Kinesis API makes others"`
 	Functions lambda.Functions        `yaml:"functions" doc:"your own code, run on streams; see docs/functions.md"`
+	Windows   map[string]window.Spec  `yaml:"windows" doc:"aggregates over event time, by name, as keys or on one line such as 'avg(engine_temp) by vehicle per 5m'; see docs/windows.md"`
 	Lambda    LambdaConfig            `yaml:"lambda" doc:"what all functions share"`
 	Archive   ArchiveConfig           `yaml:"archive" doc:"Parquet"`
 	SQL       SQLConfig               `yaml:"sql" doc:"limits of one query"`
@@ -327,6 +329,9 @@ func (c *Config) Validate() error {
 		errs = append(errs, err)
 	}
 	errs = append(errs, c.checkFunctions()...)
+	if _, err := c.windowDefs(); err != nil {
+		errs = append(errs, err)
+	}
 	check(c.Lambda.Concurrency >= 1, "lambda.concurrency is %d: write at least 1", c.Lambda.Concurrency)
 	if _, err := c.feeds(c.formats()); err != nil {
 		errs = append(errs, err)

@@ -71,6 +71,7 @@ type server struct {
 	meter     *process.Meter
 	outbox    *process.Outbox
 	runner    *process.Runner
+	windows   []windowing
 	functions *lambda.Registry
 	book      *alert.Book
 	notifier  *alert.Notifier
@@ -109,7 +110,7 @@ func openServer(ctx context.Context, cfg *Config, fs vfs.FS, log *slog.Logger) (
 
 // rooms are the steps that need nothing but a file system; closeRooms is their reverse.
 func (s *server) rooms() []func(context.Context, vfs.FS) error {
-	return []func(context.Context, vfs.FS) error{s.openLog, s.openState, s.openFleet, s.openProcess, s.openAlerts, s.openFunctions, s.openAdmit}
+	return []func(context.Context, vfs.FS) error{s.openLog, s.openState, s.openFleet, s.openProcess, s.openAlerts, s.openWindows, s.openFunctions, s.openAdmit}
 }
 
 // open takes steps in order. If one fails, those before it are undone.
@@ -532,6 +533,7 @@ func (s *server) closeRooms(ctx context.Context) error {
 	var t steps
 	t.do("process what is in the log", func() error { return s.runner.WaitCaughtUp(ctx) })
 	t.do("stop processing", func() error { return s.runner.Stop(ctx) })
+	t.do("stop windows", func() error { return s.closeWindows(ctx) })
 	t.do("close functions", func() error { return s.functions.Close(ctx) })
 	t.do("stop the outbox", func() error { return s.outbox.Stop(ctx) })
 	s.meter.Close()

@@ -26,6 +26,7 @@ func openSQL(s *server) (query.Engine, error) {
 			"vehicles":   &vehicleTable{s.fleet, s.catalog},
 			"alerts":     &alertTable{s.book},
 			"daily_kpis": &dailyTable{s.fleet},
+			"windows":    &windowTable{s.state},
 		},
 	})
 }
