@@ -251,6 +251,7 @@ type LogConfig struct {
 
 // Validate checks what types cannot say.
 func (c *Config) Validate() error {
+	c.resolve()
 	var errs []error
 	check := func(ok bool, format string, args ...any) {
 		if !ok {
@@ -328,7 +329,9 @@ func (c *Config) Validate() error {
 	} else if _, err := rule.Compile(specs, c.catalog()); err != nil {
 		errs = append(errs, err)
 	}
-	errs = append(errs, c.checkFunctions()...)
+	if err := c.Functions.Validate(); err != nil {
+		errs = append(errs, err)
+	}
 	if _, err := c.windowDefs(); err != nil {
 		errs = append(errs, err)
 	}

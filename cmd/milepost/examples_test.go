@@ -62,7 +62,7 @@ func needs(t *testing.T, dir string) []string {
 		all.Write(b)
 	}
 	var out []string
-	for word, tool := range map[string]string{"runtime: python": "python3", "python3 ": "python3", "[python3": "python3", "runtime: node": "node", "go build": "go"} {
+	for word, tool := range map[string]string{"runtime: python": "python3", "python3 ": "python3", "[python3": "python3", "runtime: nodejs": "node", "go build": "go"} {
 		if strings.Contains(all.String(), word) {
 			out = append(out, tool)
 		}

@@ -181,8 +181,11 @@ func (c *Config) redacted() *Config {
 	r.Functions = maps.Clone(c.Functions)
 	for name, f := range r.Functions {
 		f.Environment = hideValues(f.Environment)
-		if f.Secret != "" {
-			f.Secret = hidden
+		f.Headers = hideValues(f.Headers)
+		for _, secret := range []*string{&f.Secret, &f.Token} {
+			if *secret != "" {
+				*secret = hidden
+			}
 		}
 		r.Functions[name] = f
 	}
@@ -233,6 +236,10 @@ func (c *Config) secretsHidden() []string {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Functions)) {
 		look(c.Functions[name].Secret, "functions.%s.secret", name)
+		look(c.Functions[name].Token, "functions.%s.token", name)
+		for _, k := range slices.Sorted(maps.Keys(c.Functions[name].Headers)) {
+			look(c.Functions[name].Headers[k], "functions.%s.headers.%s", name, k)
+		}
 		for _, k := range slices.Sorted(maps.Keys(c.Functions[name].Environment)) {
 			look(c.Functions[name].Environment[k], "functions.%s.environment.%s", name, k)
 		}
