@@ -137,7 +137,7 @@ func (b *batcher) again() (segment, error) {
 	if len(seg.recs) == 0 {
 		seg.to = b.l.checkpoint // retention, or a new filter, has left nothing of it
 	}
-	return seg, nil //nolint:nilerr // what was read comes first; b.err is for the next call
+	return seg, nil
 }
 
 // fill reads until it has records of the lane's own, others' have been skipped for long enough, or the deadline has passed.
