@@ -290,6 +290,9 @@ func (m *mapping) call(in *Invocation) (res Result, err error) {
 	begin := time.Now()
 	l.mu.Lock()
 	l.stat.LastInvocation = begin
+	if len(in.Records) > 0 {
+		l.last = in.Records[0].Time // what it is stuck on, if it is, grows older
+	}
 	l.mu.Unlock()
 	err = l.protect(func() error {
 		var err error
@@ -372,7 +375,6 @@ func (m *mapping) commit(to stream.Position, recs []stream.Record, res *Result) 
 	}); err != nil {
 		return err
 	}
-	m.emitted(res.Output)
 	l.sizes.Observe(float64(len(recs)))
 	l.mu.Lock()
 	l.stat.Records += uint64(len(recs))
@@ -395,17 +397,8 @@ func (m *mapping) emit(out []stream.Record, id func() string) func(state.Tx) err
 		return func(state.Tx) error { return nil }
 	}
 	e := u.emit(fmt.Sprintf("%s/%s/%d/%s", m.l.f.name, m.l.shard, m.l.slot, id()), out)
+	u.added(len(e.Data)) // before it can be appended
 	return func(tx state.Tx) error { return tx.Emit(e) }
-}
-
-func (m *mapping) emitted(out []stream.Record) {
-	if u := m.l.f.output; u != nil && len(out) > 0 {
-		n := 0
-		for i := range out {
-			n += len(out[i].Key) + len(out[i].Data)
-		}
-		u.added(n)
-	}
 }
 
 // expire gives up the records that are too old, which come first, and returns the rest.

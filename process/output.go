@@ -135,6 +135,8 @@ func (u *output) admit(ctx context.Context) error {
 	}
 }
 
+// added counts what lanes are about to commit, and less than nothing for what was appended. It need not be exact: empty sets it
+// right.
 func (u *output) added(n int) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -143,6 +145,15 @@ func (u *output) added(n int) {
 	if n < 0 {
 		close(u.room)
 		u.room = make(chan struct{})
+	}
+}
+
+func (u *output) empty() {
+	u.mu.Lock()
+	n := u.bytes
+	u.mu.Unlock()
+	if n > 0 {
+		u.added(-n)
 	}
 }
 
@@ -213,6 +224,7 @@ func (u *output) some() (done int, changed <-chan struct{}, err error) {
 			return 0, nil, err
 		}
 		if len(effects) == 0 {
+			u.empty()
 			return 0, changed, u.forget(ctx)
 		}
 		if err := u.take(effects); err != nil {

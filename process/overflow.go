@@ -371,9 +371,13 @@ func (sp *spill) idle() bool {
 	sp.s.mu.Lock()
 	lanes := sp.s.lanes
 	sp.s.mu.Unlock()
+	tip, err := sp.s.f.r.tip(sp.s.f.r.read, sp.s.info.ID)
+	if err != nil {
+		return false
+	}
 	for _, l := range lanes {
 		l.mu.Lock()
-		idle := l.idle || l.stat.State == StateFinished || l.stat.State == StateStopped
+		idle := l.idle || l.stat.Checkpoint >= tip || l.stat.State == StateFinished || l.stat.State == StateStopped
 		l.mu.Unlock()
 		if !idle {
 			return false

@@ -152,7 +152,7 @@ func (m *mapping) close(early bool) error {
 // has happened.
 func (m *mapping) endWindow(res *Result) error {
 	emit := m.emit(res.Output, func() string { return fmt.Sprintf("window-%d-%s", m.window.start.UnixMilli(), m.window.first) })
-	if err := m.l.stay(func(tx state.Tx) error {
+	return m.l.stay(func(tx state.Tx) error {
 		v, err := tx.Get(m.key("window"))
 		if err != nil || len(v) == 0 {
 			return err
@@ -162,9 +162,5 @@ func (m *mapping) endWindow(res *Result) error {
 			return err
 		}
 		return emit(tx)
-	}); err != nil {
-		return err
-	}
-	m.emitted(res.Output)
-	return nil
+	})
 }
