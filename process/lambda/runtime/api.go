@@ -172,7 +172,6 @@ func (p *process) deliver(w http.ResponseWriter, c *call) {
 	h["Content-Length"] = []string{strconv.Itoa(len(c.req.Payload))}
 	w.WriteHeader(http.StatusOK)
 	_, _ = w.Write(c.req.Payload) // a broken connection: the process asks again, or ends
-	_ = http.NewResponseController(w).Flush()
 }
 
 // take takes the invocation out of the process's hands: from now on the caller of take ends it, and nobody else.
@@ -224,8 +223,7 @@ func (p *process) serveResponse(w http.ResponseWriter, r *http.Request, id strin
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
-		resp = &Response{FunctionError: unhandled, Payload: document{ErrorType: typeTooLarge,
-			ErrorMessage: fmt.Sprintf("Response payload size exceeded maximum allowed payload size (%d bytes).", maxPayload)}.json()}
+		resp = &Response{FunctionError: unhandled, Payload: tooLargeDocument()}
 	case err != nil:
 		refuse(w, http.StatusBadRequest, "TruncatedHTTPRequest", "HTTP request detected as truncated")
 		return
