@@ -473,3 +473,73 @@ func TestConfigErrors(t *testing.T) {
 	f("readings", "count from clicks per 1m", "it reads clicks")
 	f("clicks", "count from clicks where a + 1 by key per 1m", "not true or false")
 }
+
+// Keys and sources that have been silent for longer than results are kept leave nothing behind.
+func TestForgotten(t *testing.T) {
+	y := newYard(t, 1, window.Readings, map[string]string{
+		"mine": "count by vehicle per 10s late 0s retain 1m", "all": "count per 10s late 0s retain 1m",
+	})
+	y.start()
+	at := time.Now().Add(-time.Hour).UnixMilli()
+	for i := range 300 {
+		s := sent{vehicle: fmt.Sprintf("T%03d", i%250), status: "moving", at: at + int64(i)*100_000, speed: 1}
+		if i < 250 {
+			s.at = at + int64(i%7)*10_000
+		}
+		if s.at > time.Now().UnixMilli() {
+			s.at = time.Now().UnixMilli()
+		}
+		y.log.Put(s.vehicle, s.json())
+	}
+	y.caughtUp()
+	if err := y.r.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	count := func() (n int) {
+		err := y.store.View(t.Context(), func(r state.Reader) error {
+			return r.Scan([]byte("window/"), []byte("window0"), func(k, _ []byte) error {
+				if !strings.HasPrefix(string(k), resultPrefix) && !strings.HasPrefix(string(k), markPrefix) {
+					n++
+				}
+				return nil
+			})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := count()
+	// Eight days later, tick by tick.
+	shards, _ := y.log.Shards(t.Context())
+	l := y.w.Lane(shards[0].ID, 0).(*lane)
+	now := time.Now().Add(8 * 24 * time.Hour)
+	pos, err := y.store.Checkpoint(t.Context(), y.w.Name(), shards[0].ID, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 30 {
+		now = now.Add(10 * time.Minute)
+		if err := y.store.View(t.Context(), func(r state.Reader) error { return l.Tick(t.Context(), r, now, now.Add(-time.Hour)) }); err != nil {
+			t.Fatal(err)
+		}
+		if err := y.store.Advance(t.Context(), state.Step{Func: y.w.Name(), Shard: shards[0].ID, From: pos, To: pos}, l.Flush); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := y.w.Combine(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := y.w.Expire(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(); before < 500 || n > 0 {
+		t.Errorf("%d records before, %d are left", before, n)
+	}
+	if r := y.results(false); len(r) > 0 {
+		t.Errorf("results are left: %q", r)
+	}
+	if err := y.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
