@@ -27,6 +27,10 @@ type batcher struct {
 	err      error     // that ended a batch early
 	kept     []stream.Record
 	buf      []byte
+
+	wake  func() time.Time          // if set, when to stop waiting for the first record; zero: not at all
+	until func(time.Time) time.Time // if set, when a batch that begins with a record of this arrival must end; zero: no matter
+	exact stream.Position           // if set, the next batch ends with this record and nothing else cuts it
 }
 
 // runFunction runs a Function until it reaches the lane's end, which is io.EOF.
@@ -55,14 +59,21 @@ func (l *lane) runFunction() error {
 func (b *batcher) next() (segment, error) {
 	l, o := b.l, &b.l.f.opts
 	if len(b.rest) == 0 && b.err == nil {
-		b.err = b.fill(time.Time{})
+		var wake time.Time
+		if b.wake != nil {
+			wake = b.wake()
+		}
+		b.err = b.fill(wake)
 	}
 	if len(b.rest) == 0 {
 		err := b.err
 		b.err = nil
 		return segment{to: l.at}, err
 	}
-	n, size := fits(b.rest, o.BatchSize, o.BatchBytes)
+	if b.exact != "" {
+		return b.again()
+	}
+	n, size := fits(b.rest, o, o.BatchSize, o.BatchBytes)
 	if o.BatchWindow == 0 || n < len(b.rest) || n == o.BatchSize {
 		return b.cut(n), nil
 	}
@@ -70,6 +81,11 @@ func (b *batcher) next() (segment, error) {
 	b.kept, b.buf = b.kept[:0], b.buf[:0]
 	var seg segment
 	end := time.Now().Add(o.BatchWindow)
+	if b.until != nil {
+		if at := b.until(b.rest[0].Time); !at.IsZero() && at.Before(end) {
+			end = at
+		}
+	}
 	for {
 		b.keep(b.rest[:n])
 		seg.to = b.cut(n).to
@@ -86,12 +102,41 @@ func (b *batcher) next() (segment, error) {
 			}
 		}
 		var more int
-		if n, more = fits(b.rest, o.BatchSize-len(b.kept), o.BatchBytes-size); more > o.BatchBytes-size {
+		if n, more = fits(b.rest, o, o.BatchSize-len(b.kept), o.BatchBytes-size); more > o.BatchBytes-size {
 			break // a single large record: it gets a batch of its own
 		}
 		size += more
 	}
 	seg.recs = b.kept
+	return seg, nil //nolint:nilerr // what was read comes first; b.err is for the next call
+}
+
+// again returns the batch that ends with the record exact: what an earlier run began with, and nothing that has come since.
+func (b *batcher) again() (segment, error) {
+	end := b.exact
+	b.exact = ""
+	b.kept, b.buf = b.kept[:0], b.buf[:0]
+	var seg segment
+	for {
+		n := 0
+		for n < len(b.rest) && b.rest[n].Pos <= end {
+			n++
+		}
+		b.keep(b.rest[:n])
+		if n > 0 {
+			seg.to = b.cut(n).to
+		}
+		if len(b.rest) > 0 || b.l.at >= end {
+			break
+		}
+		if b.err = b.fill(time.Time{}); b.err != nil {
+			break
+		}
+	}
+	seg.recs = b.kept
+	if len(seg.recs) == 0 {
+		seg.to = b.l.checkpoint // retention, or a new filter, has left nothing of it
+	}
 	return seg, nil //nolint:nilerr // what was read comes first; b.err is for the next call
 }
 
@@ -105,7 +150,7 @@ func (b *batcher) fill(deadline time.Time) error {
 				by = d
 			}
 		}
-		recs, skipped, err := l.fetch(readMost, by)
+		recs, skipped, err := l.fetch(max(readMost, l.f.opts.BatchSize), by)
 		if err != nil {
 			return err
 		}
@@ -129,9 +174,9 @@ func (b *batcher) fill(deadline time.Time) error {
 }
 
 // fits returns how many records make a batch, at least one if there is any, and their bytes.
-func fits(recs []stream.Record, most, bytes int) (n, size int) {
+func fits(recs []stream.Record, o *Options, most, bytes int) (n, size int) {
 	for n < len(recs) && n < most {
-		s := len(recs[n].Data)
+		s := o.payload(&recs[n])
 		if n > 0 && size+s > bytes {
 			break
 		}
@@ -336,7 +381,14 @@ func (l *lane) bury(recs []stream.Record, to stream.Position, reason string) err
 			return err
 		}
 	}
-	if err := l.pass(to, letters); err != nil {
+	if err := l.pass(to, func(tx state.Tx) error {
+		for _, e := range letters {
+			if err := tx.Emit(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
 		return err
 	}
 	l.lettered(len(recs), recs[len(recs)-1].Time)
@@ -344,17 +396,13 @@ func (l *lane) bury(recs []stream.Record, to stream.Position, reason string) err
 	return nil
 }
 
-// pass commits a step of the runner's own, however often it has to try.
-func (l *lane) pass(to stream.Position, letters []state.Effect) error {
+// pass commits a step of the runner's own that moves the checkpoint, however often it has to try.
+func (l *lane) pass(to stream.Position, do func(state.Tx) error) error {
+	if do == nil {
+		do = func(state.Tx) error { return nil }
+	}
 	for n := 0; ; n++ {
-		err := l.advance(to, func(tx state.Tx) error {
-			for _, e := range letters {
-				if err := tx.Emit(e); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		err := l.advance(to, do)
 		if err == nil {
 			return nil
 		}
@@ -365,6 +413,21 @@ func (l *lane) pass(to stream.Position, letters []state.Effect) error {
 		if happened, err := l.settle(to); err != nil || happened {
 			return err
 		}
+		if !l.wait(n) {
+			return errStopping
+		}
+	}
+}
+
+// stay is pass for a step that leaves the checkpoint where it is. Whether one that failed has happened cannot be told, so do must
+// find out for itself, or bear to be repeated.
+func (l *lane) stay(do func(state.Tx) error) error {
+	for n := 0; ; n++ {
+		err := l.advance(l.checkpoint, do)
+		if err == nil || final(err) {
+			return err
+		}
+		l.failed(fmt.Errorf("commit: %w", err))
 		if !l.wait(n) {
 			return errStopping
 		}

@@ -324,7 +324,7 @@ func (f *foldRun) recover(recs []stream.Record, err error) error {
 	l.at = l.checkpoint
 	if bury != nil {
 		// Nothing is in memory, so this step is the dead letter alone, and the lane's other keys up to it were skipped.
-		if err := l.pass(end, []state.Effect{*bury}); err != nil {
+		if err := l.pass(end, func(tx state.Tx) error { return tx.Emit(*bury) }); err != nil {
 			return err
 		}
 		l.at = l.checkpoint

@@ -39,7 +39,7 @@ type Result struct {
 	// Failed is the first record that was not processed: what precedes it is, it and what follows is tried again. "": all are.
 	Failed stream.Position
 	State  []byte          // of the window, for its next invocation
-	Output []stream.Record // Key and Data, for the stream Options.Output
+	Output []stream.Record // Key and Data, for the stream Options.Output; dropped if nothing was processed
 }
 
 // A NotRunError says that the function did not run: throttled, no room, its circuit is open. It is tried again, after the

@@ -297,3 +297,20 @@ func put(log *processtest.Log, n int, key, data func(i int) string) {
 
 func key(i int) string  { return fmt.Sprintf("vehicle-%02d", i%17) }
 func data(i int) string { return fmt.Sprintf("%d,", i) }
+
+// crash takes the power: what runs on is not seen any more. All that was synced is there again.
+func (b *bench) crash(r *process.Runner, more ...interface{ Stop(context.Context) error }) {
+	b.t.Helper()
+	clone := b.fs.CrashClone(vfs.CrashCloneCfg{})
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_ = r.Stop(ctx) // interrupted on purpose
+	for _, m := range more {
+		_ = m.Stop(ctx)
+	}
+	if err := b.store.Close(); err != nil {
+		b.t.Fatal(err)
+	}
+	b.fs = clone
+	b.open()
+}

@@ -23,6 +23,8 @@ type lane struct {
 	r     *Runner
 	shard stream.ShardID
 	n, of int
+	slot  int             // names its checkpoint: n, or spillSlot
+	spill *spill          // where it puts off what it is too slow for; nil: nowhere
 	until stream.Position // where to end; "": at the shard's end
 
 	// The lane's goroutine owns these.
@@ -36,7 +38,10 @@ type lane struct {
 	reached    bool // read once the goroutine has ended
 	failures   int  // in a row
 	lastPanic  string
+	seen       time.Time // arrival of the last record read, skipped or not
+	quiet      bool      // the last read found nothing
 	seconds    prometheus.Observer
+	sizes      prometheus.Observer
 
 	mu   sync.Mutex // guards what Status and metrics read
 	stat LaneStatus
@@ -46,12 +51,13 @@ type lane struct {
 
 func newLane(s *shardRun, n, of int, at, until stream.Position) *lane {
 	l := &lane{
-		f: s.f, r: s.f.r, shard: s.info.ID, n: n, of: of, until: until, at: at, checkpoint: at,
+		f: s.f, r: s.f.r, shard: s.info.ID, n: n, slot: n, of: of, until: until, at: at, checkpoint: at,
 		lanesKey: s.f.lanesKey(s.info.ID), lanesValue: strconv.Itoa(of),
-		seconds: s.f.r.metrics.seconds.WithLabelValues(s.f.name, string(s.info.ID)),
+		spill: s.spill, seconds: s.f.r.meter.seconds.WithLabelValues(s.f.name, string(s.info.ID)),
+		sizes: s.f.r.meter.records.WithLabelValues(s.f.name, string(s.info.ID)),
 	}
 	l.stat = LaneStatus{Lane: n, State: StateRunning, Checkpoint: at}
-	if was := s.f.r.metrics.totals(s.f.name, s.info.ID, n); was != nil {
+	if was := s.f.totals(s.info.ID, n); was != nil {
 		l.stat.Counters = *was // of the same lane before the number of lanes changed
 	}
 	return l
@@ -59,13 +65,19 @@ func newLane(s *shardRun, n, of int, at, until stream.Position) *lane {
 
 // run runs the lane to its end.
 func (l *lane) run() {
-	defer l.log.close()
-	var err error
-	if l.f.folder != nil {
-		err = l.runFolder()
-	} else {
-		err = l.runFunction()
+	switch {
+	case l.f.folder != nil:
+		l.runWith(l.runFolder)
+	case l.f.handler != nil:
+		l.runWith(l.runHandler)
+	default:
+		l.runWith(l.runFunction)
 	}
+}
+
+func (l *lane) runWith(do func() error) {
+	defer l.log.close()
+	err := do()
 	l.mu.Lock()
 	l.stat.State = StateStopped
 	switch {
@@ -128,13 +140,18 @@ func (l *lane) fetch(most int, deadline time.Time) (recs []stream.Record, skippe
 			return nil, 0, io.EOF
 		}
 		raw, err := l.nextOnce(most, deadline)
+		if err == nil {
+			recs, skipped, err = l.mine(raw)
+		}
 		switch {
 		case err == nil:
 			if n > 0 {
 				l.recovered()
 			}
-			recs, skipped = l.mine(raw)
-			l.setIdle(len(raw) == 0)
+			if l.quiet = len(raw) == 0; !l.quiet {
+				l.seen = raw[len(raw)-1].Time
+			}
+			l.setIdle(l.quiet)
 			return recs, skipped, nil
 		case l.r.read.Err() != nil:
 			return nil, 0, errStopping
@@ -179,7 +196,7 @@ func (l *lane) nextOnce(most int, deadline time.Time) ([]stream.Record, error) {
 }
 
 // mine keeps what belongs to the lane and lies before its end, and moves l.at.
-func (l *lane) mine(raw []stream.Record) (recs []stream.Record, skipped int) {
+func (l *lane) mine(raw []stream.Record) (recs []stream.Record, skipped int, err error) {
 	if l.until != "" {
 		for i := range raw {
 			if raw[i].Pos > l.until {
@@ -190,19 +207,38 @@ func (l *lane) mine(raw []stream.Record) (recs []stream.Record, skipped int) {
 		}
 	}
 	if len(raw) == 0 {
-		return nil, 0
+		return nil, 0, nil
+	}
+	recs = raw
+	if l.of > 1 || l.f.opts.Filter != nil {
+		if err := l.protect(func() error { recs = l.choose(raw); return nil }); err != nil { // a filter may panic
+			return nil, 0, fmt.Errorf("filter: %w", err)
+		}
 	}
 	l.at = max(l.at, cloned(raw[len(raw)-1].Pos))
-	if l.of == 1 {
-		return raw, 0
-	}
+	return recs, len(raw) - len(recs), nil
+}
+
+// choose returns the records that belong to the lane and pass the filter.
+func (l *lane) choose(raw []stream.Record) []stream.Record {
+	filter := l.f.opts.Filter
 	l.own = l.own[:0]
+	filtered := uint64(0)
 	for i := range raw {
-		if laneOf(raw[i].Key, l.of) == l.n {
+		switch {
+		case l.of > 1 && laneOf(raw[i].Key, l.of) != l.n:
+		case filter != nil && !filter(&raw[i]):
+			filtered++
+		default:
 			l.own = append(l.own, raw[i])
 		}
 	}
-	return l.own, len(raw) - len(l.own)
+	if filtered > 0 {
+		l.mu.Lock()
+		l.stat.Filtered += filtered
+		l.mu.Unlock()
+	}
+	return l.own
 }
 
 // A trackedReader remembers the first error of the store, so that it is not blamed on the function or its records.
@@ -271,7 +307,7 @@ func (f *fault) Unwrap() error { return f.err }
 // advance commits one step. Its error is a *fault if do failed of itself; state.ErrMoved; or the store's: the step may then have
 // happened or not, and settle tells.
 func (l *lane) advance(to stream.Position, do func(state.Tx) error) error {
-	step := state.Step{Func: l.f.name, Shard: l.shard, Lane: l.n, From: l.checkpoint, To: to}
+	step := state.Step{Func: l.f.name, Shard: l.shard, Lane: l.slot, From: l.checkpoint, To: to}
 	l.tried = cloned(to)
 	var own *fault
 	err := l.r.cfg.Store.Advance(l.r.work, step, func(tx state.Tx) error {
@@ -279,7 +315,7 @@ func (l *lane) advance(to stream.Position, do func(state.Tx) error) error {
 		if err != nil {
 			return err
 		}
-		if string(v) != l.lanesValue {
+		if l.slot != spillSlot && string(v) != l.lanesValue { // a range that was put off keeps its number
 			return fmt.Errorf("%w: %s lanes now, %s here", state.ErrMoved, v, l.lanesValue)
 		}
 		t := &trackedTx{Tx: tx, reads: trackedReader{Reader: tx}}
@@ -321,7 +357,7 @@ func (l *lane) committed(to stream.Position) {
 // settle waits until the store says what became of a step that failed to commit: true, it happened after all.
 func (l *lane) settle(to stream.Position) (bool, error) {
 	for n := 0; ; n++ {
-		at, err := l.r.cfg.Store.Checkpoint(l.r.read, l.f.name, l.shard, l.n)
+		at, err := l.r.cfg.Store.Checkpoint(l.r.read, l.f.name, l.shard, l.slot)
 		switch {
 		case l.r.read.Err() != nil:
 			return false, errStopping
@@ -385,11 +421,33 @@ func (l *lane) recovered() {
 	l.failures = 0
 }
 
-// wait is the pause before attempt n+2; false: the runner stops.
-func (l *lane) wait(n int) bool {
+// retrying counts a pause.
+func (l *lane) retrying() {
 	l.mu.Lock()
 	l.stat.Retries++
 	l.mu.Unlock()
+}
+
+// retry calls do until it succeeds; false: the runner stops.
+func (l *lane) retry(what string, do func() error) bool {
+	for n := 0; ; n++ {
+		err := do()
+		if l.r.read.Err() != nil {
+			return false
+		}
+		if err == nil {
+			return true
+		}
+		l.failed(fmt.Errorf("%s: %w", what, err))
+		if !l.wait(n) {
+			return false
+		}
+	}
+}
+
+// wait is the pause before attempt n+2; false: the runner stops.
+func (l *lane) wait(n int) bool {
+	l.retrying()
 	return l.r.sleep(backoff(l.f.opts.MinBackoff, l.f.opts.MaxBackoff, n))
 }
 
@@ -401,6 +459,7 @@ func (l *lane) processed(recs []stream.Record, took time.Duration) {
 	l.last = recs[len(recs)-1].Time
 	l.mu.Unlock()
 	l.seconds.Observe(took.Seconds())
+	l.sizes.Observe(float64(len(recs)))
 }
 
 func (l *lane) setIdle(idle bool) {

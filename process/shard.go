@@ -17,10 +17,11 @@ type shardRun struct {
 	f    *function
 	info stream.Shard // as it was when first listed
 
-	mu    sync.Mutex // guards the three below
+	mu    sync.Mutex // guards the four below
 	phase phase
 	lanes []*lane
-	err   error // why it cannot start for now
+	spill *spill // nil: its overflow is not put off
+	err   error  // why it cannot start for now
 }
 
 type phase int
@@ -37,19 +38,25 @@ var errStopping = errors.New("runner is stopping")
 // Keys of the runner's own in the store. No function's key begins with a zero byte followed by this word.
 const ownKeys = "\x00process\x00"
 
-func (f *function) startedKey() []byte { return []byte(ownKeys + f.name) }
+func (f *function) keeper() keeper { return keeper{f.r.cfg.Store, f.name} }
+
+func (f *function) startedKey() []byte { return f.keeper().startedKey() }
 
 // lanesKey holds with how many lanes a shard is being processed. Every step reads it, so that an owner that still has another
 // number is fenced.
-func (f *function) lanesKey(id stream.ShardID) []byte {
-	return []byte(ownKeys + f.name + "\x00" + string(id))
-}
+func (f *function) lanesKey(id stream.ShardID) []byte { return f.keeper().lanesKey(id) }
 
 // supervise starts shards when their parents are finished. It ends when the runner stops, after all it has started.
 func (f *function) supervise() {
 	var running sync.WaitGroup
 	defer running.Wait()
 	if !f.retry("begin", f.begin) {
+		return
+	}
+	if f.opts.Output != "" && !f.retry("begin output", func(ctx context.Context) (err error) {
+		f.output, err = f.r.outbox.open(ctx, f.opts.Output)
+		return err
+	}) {
 		return
 	}
 	ended := make(chan struct{}, 1)
@@ -154,6 +161,11 @@ func (s *shardRun) set(p phase) {
 
 // begin gives a function that has never run its first checkpoints.
 func (f *function) begin(ctx context.Context) error {
+	if f.handler != nil {
+		if err := f.dropLost(ctx); err != nil {
+			return err
+		}
+	}
 	if v, err := f.read(ctx, f.startedKey()); err != nil || v != "" {
 		return err
 	}
@@ -281,6 +293,18 @@ func (s *shardRun) run() {
 	}) {
 		return
 	}
+	if f.handler != nil {
+		sp := newSpill(s)
+		if !f.r.retry(o, note, func(ctx context.Context) error { return f.r.cfg.Store.View(ctx, sp.load) }) {
+			return
+		}
+		if o.Overflow.Policy == OverflowSpill || len(sp.ranges) > 0 {
+			s.mu.Lock()
+			s.spill = sp
+			s.mu.Unlock()
+			f.r.lanes.Go(sp.run) // Stop waits
+		}
+	}
 	if had != o.Lanes {
 		// Finish with the old lanes up to the furthest of them: from there on any number of lanes is right.
 		end := at[0]
@@ -306,6 +330,9 @@ func (s *shardRun) run() {
 	}
 	if s.runLanes(o.Lanes, at, "") {
 		s.set(finished)
+		if s.spill != nil {
+			s.spill.poke() // nothing more will be put off
+		}
 	}
 }
 
@@ -360,6 +387,11 @@ func (s *shardRun) runLanes(n int, at []stream.Position, until stream.Position) 
 func (s *shardRun) behind(tip stream.Position) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.spill != nil {
+		if n := s.spill.left(); n > 0 {
+			return fmt.Sprintf("%s on %s has %d ranges to catch up with", s.f.name, s.info.ID, n), nil
+		}
+	}
 	if s.phase == finished || tip == "" {
 		return "", nil
 	}

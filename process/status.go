@@ -2,11 +2,7 @@ package process
 
 import (
 	"context"
-	"fmt"
-	"sync/atomic"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/milepost/milepost/stream"
 )
@@ -21,6 +17,7 @@ const (
 	StateWaiting  State = "waiting for parents" // the shards that this one came from are not read out yet
 	StateFinished State = "finished"            // the shard is closed and read out
 	StateStopped  State = "stopped"             // by Stop, or for good: another owner has the lane
+	StatePaused   State = "paused by overflow"  // until Runner.Resume
 )
 
 // Counters count since the start of the process.
@@ -31,6 +28,28 @@ type Counters struct {
 	Retries     uint64 `json:"retries"`      // pauses before another attempt
 	DeadLetters uint64 `json:"dead_letters"` // records given up
 	Missed      uint64 `json:"missed"`       // records that retention removed before they were read
+	Filtered    uint64 `json:"filtered"`     // records that Options.Filter passed over, repetitions included
+	// Of handlers.
+	Invocations uint64 `json:"invocations"` // calls that ran, failed ones included
+	Throttles   uint64 `json:"throttles"`   // calls that did not run: a *NotRunError
+	Sampled     uint64 `json:"sampled"`     // records passed over by the overflow policy
+	Spilled     uint64 `json:"spilled"`     // records put off by the overflow policy, others' included if there are several lanes
+	CaughtUp    uint64 `json:"caught_up"`   // records of those that were processed since
+}
+
+func (c *Counters) add(o *Counters) {
+	c.Records += o.Records
+	c.Batches += o.Batches
+	c.Errors += o.Errors
+	c.Retries += o.Retries
+	c.DeadLetters += o.DeadLetters
+	c.Missed += o.Missed
+	c.Filtered += o.Filtered
+	c.Invocations += o.Invocations
+	c.Throttles += o.Throttles
+	c.Sampled += o.Sampled
+	c.Spilled += o.Spilled
+	c.CaughtUp += o.CaughtUp
 }
 
 // A LaneStatus is the state of one lane of one shard.
@@ -41,8 +60,11 @@ type LaneStatus struct {
 	Lag           int64           `json:"lag"`             // records behind the shard's end, others' included; -1: the log cannot tell
 	IteratorAgeMS int64           `json:"iterator_age_ms"` // age of the last processed record; 0 when nothing is left to read
 	Counters
-	LastError     string    `json:"last_error,omitempty"`
-	LastErrorTime time.Time `json:"last_error_time,omitzero"`
+	LastError      string    `json:"last_error,omitempty"`
+	LastErrorTime  time.Time `json:"last_error_time,omitzero"`
+	LastInvocation time.Time `json:"last_invocation,omitzero"` // of a handler: when the last one began
+	Overflow       string    `json:"overflow,omitempty"`       // why the overflow policy is at work; "" if it is not
+	Window         time.Time `json:"window,omitzero"`          // start of the tumbling window that is open
 }
 
 // A ShardStatus is a function's state on one shard.
@@ -50,7 +72,15 @@ type ShardStatus struct {
 	Shard stream.ShardID `json:"shard"`
 	State State          `json:"state"` // the worst of its lanes
 	Lanes []LaneStatus   `json:"lanes,omitempty"`
+	Spill *SpillStatus   `json:"spill,omitempty"` // with the overflow policy spill
 	Error string         `json:"error,omitempty"` // why it cannot begin
+}
+
+// A SpillStatus is what a shard's overflow has put off.
+type SpillStatus struct {
+	Ranges  int        `json:"ranges"`  // not yet caught up with
+	Records int64      `json:"records"` // in them, others' included; -1: the log cannot tell
+	Lane    LaneStatus `json:"lane"`    // what catches up
 }
 
 // A FunctionStatus is the state of one function.
@@ -59,6 +89,10 @@ type FunctionStatus struct {
 	Folder bool          `json:"folder"`
 	Shards []ShardStatus `json:"shards"`
 	Error  string        `json:"error,omitempty"` // why it cannot begin, or learn of new shards
+	// Of handlers.
+	Handler  bool           `json:"handler,omitempty"`
+	Breaker  *BreakerStatus `json:"breaker,omitempty"`
+	Overflow OverflowPolicy `json:"overflow,omitempty"`
 }
 
 // Status tells what every function is doing, in the order they were added.
@@ -68,6 +102,10 @@ func (r *Runner) Status(ctx context.Context) []FunctionStatus {
 	for _, f := range r.funcs {
 		f.mu.Lock()
 		fs := FunctionStatus{Name: f.name, Folder: f.folder != nil, Shards: []ShardStatus{}, Error: text(f.err)}
+		if f.handler != nil {
+			b := f.breaker.status()
+			fs.Handler, fs.Breaker, fs.Overflow = true, &b, f.opts.Overflow.Policy
+		}
 		shards := append([]*shardRun{}, f.order...)
 		f.mu.Unlock()
 		for _, s := range shards {
@@ -89,8 +127,11 @@ func (s *shardRun) status(ctx context.Context, tips map[stream.ShardID]stream.Ti
 	r := s.f.r
 	s.mu.Lock()
 	st := ShardStatus{Shard: s.info.ID, Error: text(s.err)}
-	phase, lanes := s.phase, s.lanes
+	phase, lanes, spill := s.phase, s.lanes, s.spill
 	s.mu.Unlock()
+	if spill != nil {
+		st.Spill = spill.status()
+	}
 	switch phase {
 	case waiting:
 		st.State = StateWaiting
@@ -119,7 +160,7 @@ func (s *shardRun) status(ctx context.Context, tips map[stream.ShardID]stream.Ti
 				ls.IteratorAgeMS = 0
 			}
 		}
-		if phase == begun && (ls.State == StateRetrying && st.State == StateRunning || ls.State == StateStopped) {
+		if phase == begun && (ls.State == StateRetrying && st.State == StateRunning || ls.State == StateStopped || ls.State == StatePaused) {
 			st.State = ls.State
 		}
 		st.Lanes = append(st.Lanes, ls)
@@ -135,138 +176,4 @@ func (l *lane) status() LaneStatus {
 		st.IteratorAgeMS = max(0, time.Since(l.last).Milliseconds())
 	}
 	return st
-}
-
-// metrics are the runner's own collector: what Status counts is what Prometheus sees, and nothing is looked up for a record.
-type metrics struct {
-	r          *Runner
-	reg        prometheus.Registerer
-	seconds    *prometheus.HistogramVec
-	posted     prometheus.Counter
-	registered atomic.Bool
-	counters   []counter
-	age        *prometheus.Desc
-	lag        *prometheus.Desc
-}
-
-type counter struct {
-	desc *prometheus.Desc
-	of   func(*Counters) uint64
-}
-
-func newMetrics(r *Runner, reg prometheus.Registerer) (*metrics, error) {
-	labels := []string{"function", "shard"}
-	m := &metrics{
-		r: r, reg: reg,
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "milepost_process_batch_seconds",
-			Help:    "Time to process a batch: for a function with its commit, for a folder without.",
-			Buckets: prometheus.ExponentialBuckets(100e-6, 2.5, 14),
-		}, labels),
-		posted: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "milepost_process_dead_letters_appended_total",
-			Help: "Dead letters appended to their stream, repetitions included.",
-		}),
-		age: prometheus.NewDesc("milepost_process_iterator_age_seconds",
-			"Age of the last record processed, the oldest of the lanes; 0 when nothing is left to read.", labels, nil),
-		lag: prometheus.NewDesc("milepost_process_lag_records",
-			"Records between the checkpoint and the end of the shard, the most of the lanes.", labels, nil),
-	}
-	for _, c := range []struct {
-		name, help string
-		of         func(*Counters) uint64
-	}{
-		{"records", "Records processed, repetitions included.", func(c *Counters) uint64 { return c.Records }},
-		{"batches", "Batches processed.", func(c *Counters) uint64 { return c.Batches }},
-		{"errors", "Failed attempts and commits.", func(c *Counters) uint64 { return c.Errors }},
-		{"retries", "Pauses before another attempt.", func(c *Counters) uint64 { return c.Retries }},
-		{"dead_letters", "Records given up and dead-lettered.", func(c *Counters) uint64 { return c.DeadLetters }},
-		{"missed", "Records that retention removed before they were processed.", func(c *Counters) uint64 { return c.Missed }},
-	} {
-		m.counters = append(m.counters, counter{prometheus.NewDesc("milepost_process_"+c.name+"_total", c.help, labels, nil), c.of})
-	}
-	if reg == nil {
-		return m, nil
-	}
-	all := []prometheus.Collector{m, m.seconds, m.posted}
-	for i, c := range all {
-		if err := reg.Register(c); err != nil {
-			for _, c := range all[:i] {
-				reg.Unregister(c)
-			}
-			return nil, fmt.Errorf("register metrics of functions: %w", err)
-		}
-	}
-	m.registered.Store(true)
-	return m, nil
-}
-
-func (m *metrics) unregister() {
-	if !m.registered.Swap(false) {
-		return
-	}
-	for _, c := range []prometheus.Collector{m, m.seconds, m.posted} {
-		m.reg.Unregister(c)
-	}
-}
-
-// totals returns what a lane has counted before it was made anew, or nil.
-func (m *metrics) totals(fn string, id stream.ShardID, n int) *Counters {
-	for _, f := range m.r.funcs {
-		if f.name != fn {
-			continue
-		}
-		f.mu.Lock()
-		s := f.shards[id]
-		f.mu.Unlock()
-		if s == nil {
-			return nil
-		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if n < len(s.lanes) {
-			c := s.lanes[n].status().Counters
-			return &c
-		}
-	}
-	return nil
-}
-
-// Describe implements prometheus.Collector.
-func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, c := range m.counters {
-		ch <- c.desc
-	}
-	ch <- m.age
-	ch <- m.lag
-}
-
-// Collect implements prometheus.Collector.
-func (m *metrics) Collect(ch chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	for _, f := range m.r.Status(ctx) {
-		for _, s := range f.Shards {
-			var sum Counters
-			var age, lag int64
-			known := len(s.Lanes) > 0
-			for _, l := range s.Lanes {
-				sum.Records += l.Records
-				sum.Batches += l.Batches
-				sum.Errors += l.Errors
-				sum.Retries += l.Retries
-				sum.DeadLetters += l.DeadLetters
-				sum.Missed += l.Missed
-				age, lag = max(age, l.IteratorAgeMS), max(lag, l.Lag)
-				known = known && l.Lag >= 0
-			}
-			for _, c := range m.counters {
-				ch <- prometheus.MustNewConstMetric(c.desc, prometheus.CounterValue, float64(c.of(&sum)), f.Name, string(s.Shard))
-			}
-			ch <- prometheus.MustNewConstMetric(m.age, prometheus.GaugeValue, float64(age)/1e3, f.Name, string(s.Shard))
-			if known {
-				ch <- prometheus.MustNewConstMetric(m.lag, prometheus.GaugeValue, float64(lag), f.Name, string(s.Shard))
-			}
-		}
-	}
 }
