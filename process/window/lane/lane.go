@@ -147,7 +147,14 @@ func (l *lane) load(r state.Reader) error {
 }
 
 // Fold counts a batch of records.
-func (l *lane) Fold(_ context.Context, r state.Reader, recs []stream.Record) error {
+func (l *lane) Fold(ctx context.Context, r state.Reader, recs []stream.Record) error {
+	if l.w.cfg.Admit != nil {
+		for _, o := range l.w.outputs {
+			if err := l.w.cfg.Admit(ctx, o); err != nil {
+				return err
+			}
+		}
+	}
 	if err := l.load(r); err != nil {
 		return err
 	}
