@@ -27,8 +27,13 @@ const maxBody = 64 << 10
 // Register adds the API to a mux. What administers needs the bearer token, if one is configured; enrolment is protected by its own
 // tokens, rotation by the device's certificate as well, and what a certificate points to (root, CRL, OCSP) is public.
 func (i *Identity) Register(mux *http.ServeMux) {
+	cross := http.NewCrossOriginProtection() // pages of other sites cannot administer through an operator's browser
 	admin := func(pattern string, h func(http.ResponseWriter, *http.Request) error) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			if err := cross.Check(r); err != nil {
+				problem(w, http.StatusForbidden, err.Error())
+				return
+			}
 			if !i.authorized(r) {
 				w.Header().Set("WWW-Authenticate", `Bearer realm="milepost"`)
 				problem(w, http.StatusUnauthorized, "this needs the bearer token of the API (http.token)")

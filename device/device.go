@@ -297,9 +297,9 @@ func (i *Identity) Doctor(id string, now time.Time) Diagnosis {
 	f.Seen, f.Refused = i.Journal.Device(id)
 	if d, ok := i.Devices.Device(id); ok {
 		f.Device = d
-		r := i.Devices.policies.compile(d.Policy, d.ID, d.Vehicle)
-		f.Policy, f.MayPublish = r.text, func(topic string) bool { return r.mayPublish([]byte(topic)) }
-		if i.cfg.LastReading != nil && len(r.vehicles) == 0 {
+		r, who := i.Devices.policies.of(d.Policy), &names{d.ID, d.Vehicle}
+		f.Policy, f.MayPublish = r.shown(who), func(topic string) bool { return r.mayPublish([]byte(topic), who) }
+		if i.cfg.LastReading != nil && len(r.spec.Vehicles) == 0 {
 			if measured, arrived, ok := i.cfg.LastReading(d.Vehicle); ok {
 				f.Measured, f.Arrived = measured, arrived
 			}

@@ -107,12 +107,12 @@ func (g *Gate) judge(ctx context.Context, c *Credentials, now time.Time) (*Princ
 	if err != nil {
 		return nil, err
 	}
-	p := &Principal{device: d.ID, vehicle: d.Vehicle, rights: g.devices.policies.compile(d.Policy, d.ID, d.Vehicle)}
+	p := &Principal{names: names{d.ID, d.Vehicle}, rights: g.devices.policies.of(d.Policy)}
 	if cert != nil {
 		p.fingerprint, p.expires = cert.Fingerprint, cert.ends()
 	}
-	if !p.rights.mayUse(c.ClientID) {
-		return nil, refuse(WrongClientID, "client id %q is not %s's to use, which is one of: %s", c.ClientID, d.ID, strings.Join(p.rights.clientIDs, ", "))
+	if !p.rights.mayUse(c.ClientID, &p.names) {
+		return nil, refuse(WrongClientID, "client id %q is not %s's to use, which is one of: %s", c.ClientID, d.ID, strings.Join(p.rights.shown(&p.names).ClientIDs, ", "))
 	}
 	return p, nil
 }

@@ -45,12 +45,15 @@ func ownPolicy() PolicySpec {
 	}
 }
 
-// Policies are all that there are, checked. They do not change.
-type Policies struct{ specs map[string]PolicySpec }
+// Policies are all that there are, checked and compiled. They do not change.
+type Policies struct {
+	specs    map[string]PolicySpec
+	compiled map[string]*rights
+}
 
 // NewPolicies checks policies and adds the one called own, unless it is among them.
 func NewPolicies(specs []PolicySpec) (*Policies, error) {
-	p := &Policies{map[string]PolicySpec{OwnPolicy: ownPolicy()}}
+	p := &Policies{specs: map[string]PolicySpec{OwnPolicy: ownPolicy()}, compiled: map[string]*rights{}}
 	var errs []error
 	named := map[string]bool{}
 	for i, s := range specs {
@@ -64,6 +67,9 @@ func NewPolicies(specs []PolicySpec) (*Policies, error) {
 		}
 		named[s.Name] = true
 		p.specs[s.Name] = s
+	}
+	for name, s := range p.specs {
+		p.compiled[name] = s.compile()
 	}
 	return p, errors.Join(errs...)
 }
@@ -92,7 +98,7 @@ func (s *PolicySpec) check() error {
 					return fmt.Errorf("topic filter %q: level %q: there are {device} and {vehicle}; a gateway's {vehicle} stands alone between slashes", t, text)
 				}
 			}
-			if _, err := parseFilter(expand(t, "x", "x", len(s.Vehicles) > 0), s.Vehicles); err != nil {
+			if _, err := parseFilter(strings.ReplaceAll(t, awsThing, deviceVariable), s.Vehicles); err != nil {
 				return err
 			}
 		}
@@ -129,65 +135,72 @@ func orOwn(name string) string {
 	return name
 }
 
-func expand(s, device, vehicle string, gateway bool) string {
-	s = strings.ReplaceAll(strings.ReplaceAll(s, awsThing, deviceVariable), deviceVariable, device)
+func (n *names) expand(s string, gateway bool) string {
+	s = strings.ReplaceAll(strings.ReplaceAll(s, awsThing, deviceVariable), deviceVariable, n.device)
 	if gateway {
 		return s
 	}
-	return strings.ReplaceAll(s, vehicleVariable, vehicle)
+	return strings.ReplaceAll(s, vehicleVariable, n.vehicle)
 }
 
-// rights are a policy compiled for one device. They do not change, and asking them allocates nothing.
+// rights are a policy compiled. They do not change, and asking them allocates nothing.
 type rights struct {
 	publish, subscribe, denyPublish, denySubscribe []filter
-	vehicles                                       []string
-	clientIDs                                      []string
-	text                                           PolicySpec // with the variables replaced, to be shown
+	spec                                           PolicySpec
 }
 
-// compile makes the rights of a device. The policy was checked and the ids hold no separator or wildcard, so it cannot fail; a
-// filter that cannot be read all the same allows nothing.
-func (p *Policies) compile(name, device, vehicle string) *rights {
-	spec, ok := p.specs[orOwn(name)]
-	if !ok {
-		return &rights{text: PolicySpec{Name: name}} // a policy that is gone from the configuration allows nothing
-	}
-	gateway := len(spec.Vehicles) > 0
-	r := &rights{vehicles: spec.Vehicles, text: PolicySpec{Name: spec.Name, Vehicles: spec.Vehicles}}
-	list := func(in []string, shown *[]string) (out []filter) {
-		for _, s := range in {
-			s = expand(s, device, vehicle, gateway)
-			f, err := parseFilter(s, spec.Vehicles)
-			if err != nil {
-				continue
+// compile makes the rights of a policy that was checked.
+func (s PolicySpec) compile() *rights {
+	list := func(in []string) (out []filter) {
+		for _, t := range in {
+			if f, err := parseFilter(strings.ReplaceAll(t, awsThing, deviceVariable), s.Vehicles); err == nil { // else NewPolicies fails
+				out = append(out, f)
 			}
-			out = append(out, f)
-			*shown = append(*shown, s)
 		}
 		return out
 	}
-	r.publish, r.subscribe = list(spec.Publish, &r.text.Publish), list(spec.Subscribe, &r.text.Subscribe)
-	r.denyPublish, r.denySubscribe = list(spec.DenyPublish, &r.text.DenyPublish), list(spec.DenySubscribe, &r.text.DenySubscribe)
-	ids := spec.ClientIDs
-	if len(ids) == 0 {
-		// Not "{device}-*": truck-1 must not take over the session of truck-1-b. No device id holds a slash.
-		ids = []string{deviceVariable, deviceVariable + "/*"}
-	}
-	for _, g := range ids {
-		r.clientIDs = append(r.clientIDs, expand(g, device, vehicle, gateway))
-	}
-	r.text.ClientIDs = r.clientIDs
-	return r
+	return &rights{publish: list(s.Publish), subscribe: list(s.Subscribe), denyPublish: list(s.DenyPublish), denySubscribe: list(s.DenySubscribe), spec: s}
 }
 
-func (r *rights) mayPublish(topic []byte) bool {
+// of returns the rights of a policy. One that is gone from the configuration allows nothing.
+func (p *Policies) of(name string) *rights {
+	if r := p.compiled[orOwn(name)]; r != nil {
+		return r
+	}
+	return &rights{spec: PolicySpec{Name: name}}
+}
+
+// shown returns the policy with the names in it, to be read by people.
+func (r *rights) shown(who *names) PolicySpec {
+	gateway := len(r.spec.Vehicles) > 0
+	list := func(in []string) (out []string) {
+		for _, t := range in {
+			out = append(out, who.expand(t, gateway))
+		}
+		return out
+	}
+	return PolicySpec{
+		Name: r.spec.Name, Publish: list(r.spec.Publish), Subscribe: list(r.spec.Subscribe), DenyPublish: list(r.spec.DenyPublish),
+		DenySubscribe: list(r.spec.DenySubscribe), Vehicles: r.spec.Vehicles, ClientIDs: list(r.clientIDs()),
+	}
+}
+
+func (r *rights) clientIDs() []string {
+	if len(r.spec.ClientIDs) > 0 {
+		return r.spec.ClientIDs
+	}
+	// Not "{device}-*": truck-1 must not take over the session of truck-1-b. No device id holds a slash.
+	return []string{deviceVariable, deviceVariable + "/*"}
+}
+
+func (r *rights) mayPublish(topic []byte, who *names) bool {
 	for i := range r.denyPublish {
-		if r.denyPublish[i].match(topic) {
+		if r.denyPublish[i].likely(topic) && r.denyPublish[i].match(topic, who) {
 			return false
 		}
 	}
 	for i := range r.publish {
-		if r.publish[i].match(topic) {
+		if r.publish[i].likely(topic) && r.publish[i].match(topic, who) {
 			return true
 		}
 	}
@@ -195,7 +208,7 @@ func (r *rights) mayPublish(topic []byte) bool {
 }
 
 // maySubscribe tells whether all that a filter asks for is allowed, and nothing of it denied.
-func (r *rights) maySubscribe(s string) bool {
+func (r *rights) maySubscribe(s string, who *names) bool {
 	if rest, ok := strings.CutPrefix(s, "$share/"); ok {
 		group, below, ok := strings.Cut(rest, "/")
 		if !ok || group == "" || strings.ContainsAny(group, "+#") {
@@ -203,17 +216,17 @@ func (r *rights) maySubscribe(s string) bool {
 		}
 		s = below
 	}
-	f, err := parseFilter(s, nil)
+	f, err := parseAsked(s)
 	if err != nil {
 		return false
 	}
 	for i := range r.denySubscribe {
-		if r.denySubscribe[i].meets(&f) {
+		if r.denySubscribe[i].meets(&f, who) {
 			return false
 		}
 	}
 	for i := range r.subscribe {
-		if r.subscribe[i].contains(&f) {
+		if r.subscribe[i].contains(&f, who) {
 			return true
 		}
 	}
@@ -221,12 +234,12 @@ func (r *rights) maySubscribe(s string) bool {
 }
 
 // mayUse tells whether a client id is the device's to use. An empty one is given by the server and harms nobody.
-func (r *rights) mayUse(clientID string) bool {
-	if clientID == "" {
+func (r *rights) mayUse(clientID string, who *names) bool {
+	if clientID == "" || clientID == who.device && len(r.spec.ClientIDs) == 0 {
 		return true
 	}
-	for _, g := range r.clientIDs {
-		if matchGlob(g, clientID) {
+	for _, g := range r.clientIDs() {
+		if matchGlob(who.expand(g, len(r.spec.Vehicles) > 0), clientID) {
 			return true
 		}
 	}
@@ -235,11 +248,11 @@ func (r *rights) mayUse(clientID string) bool {
 
 // A Principal is a device that was let in. Its methods allocate nothing and are safe for concurrent use.
 type Principal struct {
-	device, vehicle string
-	rights          *rights
-	fingerprint     Fingerprint // of its certificate; zero: it came with a password
-	expires         time.Time
-	trace           *trace // what the journal keeps of it
+	names
+	rights      *rights
+	fingerprint Fingerprint // of its certificate; zero: it came with a password
+	expires     time.Time
+	trace       *trace // what the journal keeps of it
 }
 
 // Device returns the device's id.
@@ -247,7 +260,7 @@ func (p *Principal) Device() string { return p.device }
 
 // Vehicle returns the only vehicle it may publish for; "": several, ask MayReport.
 func (p *Principal) Vehicle() string {
-	if len(p.rights.vehicles) > 0 {
+	if len(p.rights.spec.Vehicles) > 0 {
 		return ""
 	}
 	return p.vehicle
@@ -255,10 +268,10 @@ func (p *Principal) Vehicle() string {
 
 // MayReport tells whether it may publish readings of a vehicle: its own, or one that its policy's globs match.
 func (p *Principal) MayReport(vehicle string) bool {
-	if len(p.rights.vehicles) == 0 {
+	if len(p.rights.spec.Vehicles) == 0 {
 		return vehicle == p.vehicle
 	}
-	for _, g := range p.rights.vehicles {
+	for _, g := range p.rights.spec.Vehicles {
 		if matchGlob(g, vehicle) {
 			return true
 		}
@@ -267,10 +280,10 @@ func (p *Principal) MayReport(vehicle string) bool {
 }
 
 // MayPublish tells whether it may publish to a topic.
-func (p *Principal) MayPublish(topic []byte) bool { return p.rights.mayPublish(topic) }
+func (p *Principal) MayPublish(topic []byte) bool { return p.rights.mayPublish(topic, &p.names) }
 
 // MaySubscribe tells whether everything that a filter matches may be received.
-func (p *Principal) MaySubscribe(filter string) bool { return p.rights.maySubscribe(filter) }
+func (p *Principal) MaySubscribe(filter string) bool { return p.rights.maySubscribe(filter, &p.names) }
 
 // Expires returns when the connection must end; zero: never.
 func (p *Principal) Expires() time.Time { return p.expires }

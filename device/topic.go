@@ -1,15 +1,23 @@
 package device
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 )
 
-// A filter is a topic filter taken apart. Beside the wildcards of MQTT a level can be a set of globs: the vehicles of a gateway.
+// names are what the variables of a filter stand for.
+type names struct{ device, vehicle string }
+
+// A filter is a topic filter taken apart. Beside the wildcards of MQTT a level can have the names of a device in it, or be a set of
+// globs: the vehicles of a gateway. One filter serves all devices of a policy, so that a connection costs no memory for it.
 type filter struct {
-	levels []level
 	prefix string // the text before the first level that is not plain, with its slash; everything if all are plain
+	probe  int    // every topic of the filter's has this byte there; -1: not known
+	is     byte
+	ends   byte // every topic of the filter's ends with it; 0: not known
 	rest   []level
+	levels []level
 }
 
 type levelKind byte
@@ -17,6 +25,7 @@ type levelKind byte
 const (
 	plain levelKind = iota
 	one             // "+"
+	named           // plain, once the device is known
 	some            // one level that a glob matches
 	all             // "#"
 )
@@ -25,45 +34,123 @@ type level struct {
 	kind  levelKind
 	text  string
 	globs []string
+	parts []part
+}
+
+// A part of a level is text or a variable.
+type part struct {
+	text     string
+	variable byte // 'd': the device, 'v': its vehicle, 0: text
 }
 
 // parseFilter takes a filter apart. A level that is {vehicle} becomes the globs, if there are any.
-func parseFilter(s string, globs []string) (filter, error) {
+func parseFilter(s string, globs []string) (filter, error) { return parse(s, globs, true) }
+
+// parseAsked takes apart what a client asks for, in which braces mean nothing.
+func parseAsked(s string) (filter, error) { return parse(s, nil, false) }
+
+func parse(s string, globs []string, variables bool) (filter, error) {
 	if s == "" || len(s) > 65535 || strings.IndexByte(s, 0) >= 0 {
 		return filter{}, fmt.Errorf("topic filter %q: write 1 to 65535 bytes without a zero byte", s)
 	}
-	var f filter
-	texts := strings.Split(s, "/")
-	for i, text := range texts {
+	f := filter{levels: make([]level, 0, 8)}
+	for rest, more := s, true; more; {
+		var text string
+		text, rest, more = strings.Cut(rest, "/")
 		l := level{text: text}
 		switch {
 		case text == "+":
 			l.kind = one
 		case text == "#":
-			if i != len(texts)-1 {
+			if more {
 				return filter{}, fmt.Errorf("topic filter %q: # must be the last level", s)
 			}
 			l.kind = all
-		case len(globs) > 0 && text == vehicleVariable:
+		case variables && len(globs) > 0 && text == vehicleVariable:
 			l.kind, l.globs = some, globs
 		case strings.ContainsAny(text, "+#"):
 			return filter{}, fmt.Errorf("topic filter %q: level %q: + and # stand alone between slashes", s, text)
+		case variables && strings.Contains(text, "{"):
+			l.kind, l.parts = named, splitParts(text)
 		}
 		f.levels = append(f.levels, l)
 	}
 	n := 0
 	for n < len(f.levels) && f.levels[n].kind == plain {
+		if n > 0 {
+			f.prefix += "/"
+		}
+		f.prefix += f.levels[n].text
 		n++
 	}
-	f.prefix, f.rest = strings.Join(texts[:n], "/"), f.levels[n:]
-	if n > 0 && len(f.rest) > 0 {
+	if f.rest = f.levels[n:]; n > 0 && len(f.rest) > 0 {
 		f.prefix += "/"
+	}
+	f.probe = len(f.prefix) - 1
+	if len(f.rest) > 0 && f.rest[0].kind == all {
+		f.probe-- // the parent's topic has no slash behind it
+	}
+	if f.probe >= 0 {
+		f.is = f.prefix[f.probe]
+	}
+	if l := &f.levels[len(f.levels)-1]; l.kind == plain && l.text != "" {
+		f.ends = l.text[len(l.text)-1]
 	}
 	return f, nil
 }
 
+func splitParts(s string) []part {
+	var out []part
+	for s != "" {
+		i, variable, length := len(s), byte(0), 0
+		if j := strings.Index(s, deviceVariable); j >= 0 {
+			i, variable, length = j, 'd', len(deviceVariable)
+		}
+		if j := strings.Index(s, vehicleVariable); j >= 0 && j < i {
+			i, variable, length = j, 'v', len(vehicleVariable)
+		}
+		if i > 0 {
+			out = append(out, part{text: s[:i]})
+		}
+		if variable != 0 {
+			out = append(out, part{variable: variable})
+		}
+		s = s[i+length:]
+	}
+	return out
+}
+
+// is tells whether a level with names in it is this text.
+func (l *level) is(who *names, s []byte) bool {
+	if len(l.parts) == 1 { // nearly always: a variable alone
+		if l.parts[0].variable == 'd' {
+			return string(s) == who.device
+		}
+		return string(s) == who.vehicle
+	}
+	for i := range l.parts {
+		want := l.parts[i].text
+		switch l.parts[i].variable {
+		case 'd':
+			want = who.device
+		case 'v':
+			want = who.vehicle
+		}
+		if len(s) < len(want) || string(s[:len(want)]) != want {
+			return false
+		}
+		s = s[len(want):]
+	}
+	return len(s) == 0
+}
+
+// likely is a quick no for most topics that are not the filter's.
+func (f *filter) likely(topic []byte) bool {
+	return (f.probe < 0 || f.probe < len(topic) && topic[f.probe] == f.is) && (f.ends == 0 || len(topic) > 0 && topic[len(topic)-1] == f.ends)
+}
+
 // match tells whether a topic is one of the filter's. It allocates nothing.
-func (f *filter) match(topic []byte) bool {
+func (f *filter) match(topic []byte, who *names) bool {
 	if len(f.rest) == 0 {
 		return string(topic) == f.prefix
 	}
@@ -72,7 +159,7 @@ func (f *filter) match(topic []byte) bool {
 		// "a/#" is also the parent's: "a".
 		return f.rest[0].kind == all && n > 0 && len(topic) == n-1 && string(topic) == f.prefix[:n-1]
 	}
-	if n == 0 && len(topic) > 0 && topic[0] == '$' {
+	if n == 0 && len(topic) > 0 && topic[0] == '$' && f.rest[0].kind != named {
 		return false // a wildcard in front does not reach the topics of the server
 	}
 	topic = topic[n:]
@@ -81,13 +168,17 @@ func (f *filter) match(topic []byte) bool {
 		if l.kind == all {
 			return true
 		}
-		end := 0
-		for end < len(topic) && topic[end] != '/' {
-			end++
+		end := bytes.IndexByte(topic, '/')
+		if end < 0 {
+			end = len(topic)
 		}
 		switch l.kind {
 		case plain:
 			if string(topic[:end]) != l.text {
+				return false
+			}
+		case named:
+			if !l.is(who, topic[:end]) {
 				return false
 			}
 		case some:
@@ -108,12 +199,12 @@ func (f *filter) match(topic []byte) bool {
 	return false
 }
 
-// contains tells whether every topic that g matches is one that f matches. It never says yes wrongly; it may say no where only
-// several filters together would do.
-func (f *filter) contains(g *filter) bool {
+// contains tells whether every topic that g matches is one that f matches; g is what a client asks for. It never says yes
+// wrongly; it may say no where only several filters together would do.
+func (f *filter) contains(g *filter, who *names) bool {
 	for i := range f.levels {
 		a := &f.levels[i]
-		if i == 0 && a.kind != plain && g.levels[0].kind == plain && strings.HasPrefix(g.levels[0].text, "$") {
+		if i == 0 && a.kind != plain && a.kind != named && serverTopics(g.levels[0]) {
 			return false
 		}
 		if a.kind == all {
@@ -122,17 +213,14 @@ func (f *filter) contains(g *filter) bool {
 		if i >= len(g.levels) {
 			return false
 		}
-		switch b := &g.levels[i]; {
+		b := &g.levels[i]
+		switch {
 		case b.kind == all:
 			return false
 		case a.kind == one:
-		case b.kind == one:
+		case b.kind != plain:
 			return false
-		case a.kind == some:
-			if b.kind == some || !matchAny(a.globs, []byte(b.text)) {
-				return false
-			}
-		case b.kind == some || a.text != b.text:
+		case !a.has(who, b.text):
 			return false
 		}
 		if i == len(f.levels)-2 && f.levels[i+1].kind == all && i == len(g.levels)-1 {
@@ -142,10 +230,24 @@ func (f *filter) contains(g *filter) bool {
 	return len(f.levels) == len(g.levels)
 }
 
-// meets tells whether some topic may match both. It never says no wrongly.
-func (f *filter) meets(g *filter) bool {
+// has tells whether a level that is no wildcard of MQTT takes this text.
+func (l *level) has(who *names, text string) bool {
+	switch l.kind {
+	case plain:
+		return l.text == text
+	case named:
+		return l.is(who, []byte(text))
+	case some:
+		return matchAny(l.globs, []byte(text))
+	case one, all:
+	}
+	return true
+}
+
+// meets tells whether some topic may match both; g is what a client asks for. It never says no wrongly.
+func (f *filter) meets(g *filter, who *names) bool {
 	a, b := f.levels, g.levels
-	if serverTopics(a[0]) && b[0].kind != plain || serverTopics(b[0]) && a[0].kind != plain {
+	if serverTopics(a[0]) && b[0].kind != plain || serverTopics(b[0]) && a[0].kind != plain && a[0].kind != named {
 		return false
 	}
 	for i := 0; ; i++ {
@@ -154,21 +256,8 @@ func (f *filter) meets(g *filter) bool {
 			return true
 		case i == len(a) || i == len(b):
 			return len(a) == len(b)
-		}
-		x, y := &a[i], &b[i]
-		switch {
-		case x.kind == plain && y.kind == plain:
-			if x.text != y.text {
-				return false
-			}
-		case x.kind == plain && y.kind == some:
-			if !matchAny(y.globs, []byte(x.text)) {
-				return false
-			}
-		case x.kind == some && y.kind == plain:
-			if !matchAny(x.globs, []byte(y.text)) {
-				return false
-			}
+		case b[i].kind == plain && !a[i].has(who, b[i].text):
+			return false
 		}
 	}
 }
