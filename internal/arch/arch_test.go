@@ -72,14 +72,15 @@ var rooms = map[string]string{
 
 // heavy dependencies are confined to one room each.
 var heavy = map[string]string{
-	"github.com/cockroachdb/pebble/v2": "state/local internal/vfs", // the latter its vfs alone
-	"github.com/duckdb/duckdb-go/v2":   "query/duckdb",
-	"github.com/parquet-go/parquet-go": "archive",
-	"github.com/apache/arrow-go/v18":   "query/duckdb",
-	"cel.dev/cel-go":                   "process/rule",
-	"github.com/mochi-mqtt/server/v2":  "ingest/mqtt",
-	"github.com/wneessen/go-mail":      "alert",
-	"go.yaml.in/yaml/v3":               "internal/conf",
+	"github.com/cockroachdb/pebble/v2":   "state/local internal/vfs", // the latter its vfs alone
+	"github.com/duckdb/duckdb-go/v2":     "query/duckdb",
+	"github.com/parquet-go/parquet-go":   "archive",
+	"github.com/apache/arrow-go/v18":     "query/duckdb",
+	"cel.dev/cel-go":                     "process/rule",
+	"github.com/mochi-mqtt/server/v2":    "ingest/mqtt",
+	"github.com/wneessen/go-mail":        "alert",
+	"software.sslmate.com/src/go-pkcs12": "device",
+	"go.yaml.in/yaml/v3":                 "internal/conf",
 }
 
 func TestImports(t *testing.T) {
