@@ -501,11 +501,14 @@ func (i *Identity) ocsp(w http.ResponseWriter, r *http.Request) error {
 	} else {
 		b, err = io.ReadAll(r.Body)
 	}
+	var q *ocsp.Request
+	if err == nil {
+		q, err = ocsp.ParseRequest(b)
+	}
 	w.Header().Set("Content-Type", "application/ocsp-response")
-	q, parseErr := ocsp.ParseRequest(b)
-	if err != nil || parseErr != nil {
-		_, _ = w.Write(ocsp.MalformedRequestErrorResponse)
-		return nil
+	if err != nil {
+		_, err = w.Write(ocsp.MalformedRequestErrorResponse) // that is how RFC 6960 says it
+		return err
 	}
 	answer, err := i.ocspAnswer(q, time.Now())
 	if err != nil {

@@ -84,7 +84,7 @@ type authorityState struct {
 	ownRoots []*x509.Certificate
 }
 
-// ErrNoAuthority: the directory has no certificate authority.
+// ErrNoAuthority tells that the directory has no certificate authority.
 var ErrNoAuthority = errors.New("there is no certificate authority yet: make one with 'milepost ca init'")
 
 // OpenAuthority reads a directory. One without files gives an authority that issues and trusts nothing, until there are.

@@ -208,9 +208,13 @@ func (i *Identity) Expiring(now time.Time, within time.Duration) []Expiring {
 
 func expiringOf(d *Device, c *Certificate, now time.Time) Expiring {
 	return Expiring{
-		ID: "certificate/" + d.ID + "/" + c.Serial, Device: d.ID, Vehicle: d.Vehicle, Serial: c.Serial, Ends: c.NotAfter,
+		ID: expiringID(d.ID, c.Fingerprint), Device: d.ID, Vehicle: d.Vehicle, Serial: c.Serial, Ends: c.NotAfter,
 		Days: int(c.NotAfter.Sub(now).Hours() / 24),
 	}
+}
+
+func expiringID(device string, f Fingerprint) string {
+	return "certificate/" + device + "/" + f.String()[:16]
 }
 
 // lastCertificate returns the certificate that a device is meant to use, ended or not; nil if all are revoked.
@@ -254,7 +258,7 @@ func (i *Identity) watch(ctx context.Context, now time.Time) error {
 func (i *Identity) tell(ctx context.Context, d *Device, c *Certificate, due Fingerprint, now time.Time) error {
 	if d.Raised != (Fingerprint{}) {
 		k := slices.IndexFunc(d.Certificates, func(c Certificate) bool { return c.Fingerprint == d.Raised })
-		e := Expiring{Device: d.ID, Vehicle: d.Vehicle}
+		e := Expiring{ID: expiringID(d.ID, d.Raised), Device: d.ID, Vehicle: d.Vehicle} // it may be long gone
 		if k >= 0 {
 			e = expiringOf(d, &d.Certificates[k], now)
 		}

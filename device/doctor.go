@@ -165,7 +165,7 @@ func (d *Diagnosis) refused(f *Facts, a *Attempt) {
 	case Revoked:
 		d.Mend = []string{"the device still uses a certificate that was revoked or replaced; install the present one (" + have + ")"}
 	case NoCertificate:
-		d.Mend = []string{"configure certificate and key on the device, and the TLS port", "mosquitto_pub: --cafile root.crt --cert " + f.ID + ".crt --key " + f.ID + ".key"}
+		d.Mend = []string{"configure certificate and key on the device, and the TLS port", "try them: openssl s_client -connect HOST:8883 -CAfile root.crt -cert " + f.ID + ".crt -key " + f.ID + ".key"}
 	case WrongClientID:
 		d.Mend = []string{"set the client id to " + f.ID + " (or one of: " + strings.Join(f.Policy.ClientIDs, ", ") + ")"}
 		if !strings.EqualFold(a.ClientID, f.ID) {

@@ -62,7 +62,7 @@ func TestDiagnose(t *testing.T) {
 		{"certificate of the future", Facts{Device: good(), Refused: refusedAs(NotYetValid)}, NotYetValid, false, "why not_yet_valid", "clock"},
 		{"wrong CA", Facts{Device: good(), Refused: refusedAs(UnknownCA)}, UnknownCA, false, "why unknown_ca", "CN=Corp"},
 		{"replaced certificate", Facts{Device: good(), Refused: refusedAs(Revoked)}, Revoked, false, "why revoked", "install the present one"},
-		{"no certificate", Facts{Device: good(), Refused: refusedAs(NoCertificate)}, NoCertificate, false, "why no_certificate", "--cert truck-17.crt"},
+		{"no certificate", Facts{Device: good(), Refused: refusedAs(NoCertificate)}, NoCertificate, false, "why no_certificate", "-cert truck-17.crt"},
 		{"client id", Facts{Device: good(), Refused: refusedAs(WrongClientID)}, WrongClientID, false, "why client_id", "set the client id to truck-17"},
 		{"password", Facts{Device: good(), Refused: refusedAs(WrongPassword)}, WrongPassword, false, "why password", "device password truck-17"},
 		{"not registered", Facts{Device: good(), Refused: refusedAs(NotEnrolled)}, NotEnrolled, false, "why not_enrolled", "--certificate FILE"},

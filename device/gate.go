@@ -126,7 +126,7 @@ func (g *Gate) judgeCertificate(ctx context.Context, chain []*x509.Certificate, 
 		if err != nil {
 			return nil, nil, err
 		}
-		if d, err = g.register(ctx, leaf, name, now); err != nil {
+		if _, err = g.register(ctx, leaf, name, now); err != nil {
 			return nil, nil, err
 		}
 		if d, c = g.devices.byFingerprint(FingerprintOf(leaf)); d == nil {

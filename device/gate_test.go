@@ -58,11 +58,11 @@ func serveOne(t *testing.T, i *Identity, c net.Conn) {
 	p, err := i.Gate.Authenticate(context.Background(), cred)
 	if refusal, is := errors.AsType[*Refusal](err); is {
 		i.Journal.Refused(cred, refusal)
-		fmt.Fprintln(conn, refusal.Class)
+		_, _ = fmt.Fprintln(conn, refusal.Class)
 		return
 	}
 	i.Journal.Connected(cred, p)
-	fmt.Fprintln(conn, "in", p.Device())
+	_, _ = fmt.Fprintln(conn, "in", p.Device())
 }
 
 func knock(t *testing.T, i *Identity, addr, clientID string, p pair) string {
@@ -76,7 +76,8 @@ func knock(t *testing.T, i *Identity, addr, clientID string, p pair) string {
 	c, err := d.DialContext(t.Context(), "tcp", addr)
 	ok(t, err)
 	defer c.Close()
-	fmt.Fprintln(c, clientID)
+	_, err = fmt.Fprintln(c, clientID)
+	ok(t, err)
 	b, err := io.ReadAll(c)
 	ok(t, err)
 	return strings.TrimSpace(string(b))
@@ -159,14 +160,14 @@ func TestNobodyGetsIn(t *testing.T) {
 	// A client that does not trust us is told apart from one that we do not trust.
 	c, err := (&tls.Dialer{Config: &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "127.0.0.1"}}).DialContext(t.Context(), "tcp", addr)
 	if err == nil {
-		c.Close()
+		_ = c.Close()
 		t.Fatal("trusted by a client without roots")
 	}
 	for range 100 { // the server hears of it a moment later
 		if len(i.Journal.From("127.0.0.1:1").Attempts) > 0 {
 			break
 		}
-		time.Sleep(10 * time.Millisecond) //nolint:forbidigo // two processes' worth of network between
+		time.Sleep(10 * time.Millisecond)
 	}
 	if a := lastAttempt(i.Journal.From("127.0.0.1:1")); a == nil || a.Class != NoHandshake || !strings.Contains(a.Text, "ca export") && !strings.Contains(a.Text, "root may be missing") {
 		t.Errorf("the failed handshake: %+v", a)

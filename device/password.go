@@ -108,7 +108,7 @@ func (p *passwords) check(ctx context.Context, user, hash string, password []byt
 		return wrong
 	}
 	m := hmac.New(sha256.New, p.key[:])
-	fmt.Fprintf(m, "%d %s %d %s ", len(user), user, len(hash), hash)
+	_, _ = fmt.Fprintf(m, "%d %s %d %s ", len(user), user, len(hash), hash)
 	_, _ = m.Write(password)
 	key := [32]byte(m.Sum(nil))
 	right, ok := p.recall(key, time.Now())

@@ -80,14 +80,12 @@ func (s *PolicySpec) check() error {
 			return fmt.Errorf("vehicles: glob %q: write part of a vehicle id with * and ?", g)
 		}
 	}
-	for _, g := range s.ClientIDs {
-		if g == "" {
-			return errors.New("client_ids: an empty glob matches nothing: leave it out")
-		}
+	if slices.Contains(s.ClientIDs, "") {
+		return errors.New("client_ids: an empty glob matches nothing: leave it out")
 	}
 	for _, list := range [][]string{s.Publish, s.Subscribe, s.DenyPublish, s.DenySubscribe} {
 		for _, t := range list {
-			for _, text := range strings.Split(strings.ReplaceAll(t, awsThing, deviceVariable), "/") {
+			for text := range strings.SplitSeq(strings.ReplaceAll(t, awsThing, deviceVariable), "/") {
 				bare := strings.ReplaceAll(text, deviceVariable, "")
 				if len(s.Vehicles) == 0 {
 					bare = strings.ReplaceAll(bare, vehicleVariable, "")

@@ -153,8 +153,13 @@ func TestDenyBeatsAllow(t *testing.T) {
 
 func TestPolicyMistakes(t *testing.T) {
 	for _, s := range []PolicySpec{
-		{Name: ""}, {Name: "a", Publish: []string{"a/#/b"}}, {Name: "a", Publish: []string{"a+"}}, {Name: "a", Publish: []string{"a/{devise}"}},
-		{Name: "a", Publish: []string{"x-{vehicle}"}, Vehicles: []string{"bus-*"}}, {Name: "a", Vehicles: []string{"a/b"}}, {Name: "a", Subscribe: []string{""}},
+		{Name: ""},
+		{Name: "a", Publish: []string{"a/#/b"}},
+		{Name: "a", Publish: []string{"a+"}},
+		{Name: "a", Publish: []string{"a/{devise}"}},
+		{Name: "a", Publish: []string{"x-{vehicle}"}, Vehicles: []string{"bus-*"}},
+		{Name: "a", Vehicles: []string{"a/b"}},
+		{Name: "a", Subscribe: []string{""}},
 	} {
 		if _, err := NewPolicies([]PolicySpec{s}); err == nil {
 			t.Errorf("%+v is taken", s)

@@ -17,7 +17,7 @@ import (
 	"github.com/milepost/milepost/state"
 )
 
-// ErrToken: a token that cannot be used. The text behind it says why to who holds the token.
+// ErrToken is a token that cannot be used. The text behind it says why to who holds the token.
 var ErrToken = errors.New("the token is not valid")
 
 const (

@@ -11,11 +11,13 @@ import (
 	"sync"
 	"time"
 
+	"github.com/milepost/milepost/alert"
 	"github.com/milepost/milepost/device"
 	"github.com/milepost/milepost/ingest/httpapi"
 	"github.com/milepost/milepost/ingest/mqtt"
 	"github.com/milepost/milepost/internal/conf"
 	"github.com/milepost/milepost/internal/vfs"
+	"github.com/milepost/milepost/process/rule"
 	"github.com/milepost/milepost/state"
 )
 
@@ -78,6 +80,7 @@ func (s *server) openDevices(ctx context.Context, _ vfs.FS) error {
 		v, ok := s.fleet.Vehicle(vehicle)
 		return time.UnixMilli(v.EventTime), time.UnixMilli(v.ArrivalTime), ok && v.ArrivalTime > 0
 	}
+	cfg.OnExpiring = s.tellExpiring
 	i, err := device.Open(ctx, cfg)
 	if err != nil {
 		return fmt.Errorf("devices: %w", err)
@@ -87,6 +90,26 @@ func (s *server) openDevices(ctx context.Context, _ vfs.FS) error {
 	s.devices.run.Go(func() { i.Run(running) })
 	s.onFailure(func() error { return s.devices.close(ctx) })
 	return nil
+}
+
+// tellExpiring raises an alert for a certificate that ends soon, and settles it.
+func (s *server) tellExpiring(ctx context.Context, e device.Expiring, raised bool) error {
+	sinks := s.cfg.Alerts.Route(rule.Warning)
+	now := time.Now().UnixMilli()
+	err := s.state.Update(ctx, func(tx state.Tx) error {
+		if !raised {
+			return alert.Settle(tx, e.ID, now, sinks)
+		}
+		return alert.Raise(tx, alert.Alert{
+			ID: e.ID, Rule: "device/certificate", Vehicle: e.Vehicle, Severity: rule.Warning, Since: now,
+			Summary:   fmt.Sprintf("The certificate of device %s ends on %s: rotate it.", e.Device, e.Ends.UTC().Format(time.DateOnly)),
+			Condition: "certificate ends within " + s.cfg.Devices.Warn.String(),
+		}, now, sinks)
+	})
+	if err == nil {
+		s.book.Touch()
+	}
+	return err
 }
 
 // serve opens the HTTPS door.
