@@ -168,8 +168,17 @@ func (f *filter) match(topic []byte, who *names) bool {
 		if l.kind == all {
 			return true
 		}
-		end := bytes.IndexByte(topic, '/')
-		if end < 0 {
+		end := -1
+		if l.kind == named && len(l.parts) == 1 {
+			// Nearly always. It is compared where it must stand, rather than looked for its end: the hot path.
+			want := who.vehicle
+			if l.parts[0].variable == 'd' {
+				want = who.device
+			}
+			if end = len(want); len(topic) < end || string(topic[:end]) != want || len(topic) > end && topic[end] != '/' {
+				return false
+			}
+		} else if end = bytes.IndexByte(topic, '/'); end < 0 {
 			end = len(topic)
 		}
 		switch l.kind {
@@ -178,7 +187,7 @@ func (f *filter) match(topic []byte, who *names) bool {
 				return false
 			}
 		case named:
-			if !l.is(who, topic[:end]) {
+			if len(l.parts) > 1 && !l.is(who, topic[:end]) {
 				return false
 			}
 		case some:
