@@ -26,6 +26,7 @@ type Config struct {
 	Data      string                  `yaml:"data" doc:"directory of everything durable: log, state, Parquet. Default: the user's cache directory"`
 	HTTP      HTTPConfig              `yaml:"http" doc:"the HTTP door, the API and the dashboard"`
 	MQTT      MQTTConfig              `yaml:"mqtt" doc:"the MQTT door"`
+	Devices   DevicesConfig           `yaml:"devices" doc:"who devices are; see docs/devices.md"`
 	Kinesis   KinesisConfig           `yaml:"kinesis" doc:"the Amazon Kinesis API; see docs/kinesis.md"`
 	Formats   FormatsConfig           `yaml:"formats" doc:"senders that speak another format; see docs/formats.md"`
 	Feeds     map[string]FeedConfig   `yaml:"feeds" doc:"feeds that are fetched, by name: GTFS-realtime"`
@@ -49,9 +50,15 @@ type Config struct {
 
 // HTTPConfig is the HTTP door.
 type HTTPConfig struct {
-	Listen string `yaml:"listen" default:"127.0.0.1:8080" doc:"address; loopback until you say otherwise, because there is no log-in yet: put a proxy with authentication before it"`
-	Token  string `yaml:"token" doc:"bearer token that publishers must send to POST /v1/readings; empty: none needed"`
-	Pprof  bool   `yaml:"pprof" doc:"serve Go profiles at /debug/pprof/"`
+	Listen string        `yaml:"listen" default:"127.0.0.1:8080" doc:"address; loopback until you say otherwise, because there is no log-in yet: put a proxy with authentication before it"`
+	Token  string        `yaml:"token" doc:"bearer token that publishers must send to POST /v1/readings; empty: none needed"`
+	Pprof  bool          `yaml:"pprof" doc:"serve Go profiles at /debug/pprof/"`
+	TLS    HTTPTLSConfig `yaml:"tls" doc:"the same over TLS, with the certificate of 'milepost ca': devices enrol and rotate here"`
+}
+
+// HTTPTLSConfig is the HTTP door over TLS.
+type HTTPTLSConfig struct {
+	Listen string `yaml:"listen" doc:"address, for instance 0.0.0.0:8443; empty: none"`
 }
 
 // MQTTConfig is the MQTT door.
@@ -275,7 +282,7 @@ func (c *Config) Validate() error {
 	check(c.Limits.Body >= c.Limits.Message, "limits.body is smaller than limits.message")
 	check(c.Limits.InFlight >= c.Limits.Body, "limits.in_flight is smaller than limits.body, so that a full body could never be stored")
 	check((c.MQTT.TLS.Cert == "") == (c.MQTT.TLS.Key == ""), "mqtt.tls needs both cert and key")
-	for _, a := range []struct{ key, addr string }{{"http.listen", c.HTTP.Listen}, {"mqtt.listen", c.MQTT.Listen}, {"mqtt.tls.listen", c.MQTT.TLS.Listen}, {"kinesis.listen", c.Kinesis.Listen}, {"kinesis.tls.listen", c.Kinesis.TLS.Listen}} {
+	for _, a := range []struct{ key, addr string }{{"http.listen", c.HTTP.Listen}, {"http.tls.listen", c.HTTP.TLS.Listen}, {"mqtt.listen", c.MQTT.Listen}, {"mqtt.tls.listen", c.MQTT.TLS.Listen}, {"kinesis.listen", c.Kinesis.Listen}, {"kinesis.tls.listen", c.Kinesis.TLS.Listen}} {
 		if a.addr != "" {
 			_, port, err := net.SplitHostPort(a.addr)
 			if err == nil {

@@ -80,6 +80,7 @@ type server struct {
 	formats   *format.Set
 	mqtt      *mqtt.Server
 	kinesis   *kinesisapi.Door
+	devices   *identity
 	web       *web.Server
 	http      *http.Server
 	listener  net.Listener
@@ -102,7 +103,7 @@ func newServer(cfg *Config, log *slog.Logger) *server {
 func openServer(ctx context.Context, cfg *Config, fs vfs.FS, log *slog.Logger) (*server, error) {
 	s := newServer(cfg, log)
 	s.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if err := s.open(ctx, fs, append(s.rooms(), s.openSQL, s.openDoors)...); err != nil {
+	if err := s.open(ctx, fs, append(s.rooms(), s.openSQL, s.openDevices, s.openDoors)...); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -372,7 +373,10 @@ func (s *server) openDoors(ctx context.Context, _ vfs.FS) error {
 		return fmt.Errorf("http.listen: %w", err)
 	}
 	go func() { s.serving <- s.http.Serve(s.listener) }() // run and drain receive it
-	return s.openFeeds(ctx)
+	if err := s.openFeeds(ctx); err != nil {
+		return err
+	}
+	return s.devices.serve(ctx, s.cfg.HTTP.TLS.Listen, s.http.Handler)
 }
 
 func (s *server) openMQTT(ctx context.Context) error {
@@ -429,6 +433,7 @@ func (s *server) openWeb() error {
 	if err := door.Foreign(mux, s.formats); err != nil {
 		return err
 	}
+	s.devices.Register(mux)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.ready)
@@ -525,6 +530,7 @@ func (s *server) closeDoors(ctx context.Context) error {
 		}
 		return err
 	})
+	t.do("close devices", func() error { return s.devices.close(ctx) })
 	return errors.Join(t.errs...)
 }
 
