@@ -176,7 +176,10 @@ func (b *batcher) fill(deadline time.Time) error {
 // fits returns how many records make a batch, at least one if there is any, and their bytes.
 func fits(recs []stream.Record, o *Options, most, bytes int) (n, size int) {
 	for n < len(recs) && n < most {
-		s := o.payload(&recs[n])
+		s := len(recs[n].Data)
+		if o.Payload != nil {
+			s = o.Payload(&recs[n])
+		}
 		if n > 0 && size+s > bytes {
 			break
 		}
