@@ -18,32 +18,34 @@ import (
 	"github.com/milepost/milepost/process/lambda"
 	"github.com/milepost/milepost/process/rule"
 	"github.com/milepost/milepost/process/window"
+	"github.com/milepost/milepost/query/continuous"
 	"github.com/milepost/milepost/telemetry"
 )
 
 // Config is milepost.yaml. Every key's default and reason stand beside it; docs/configuration.md is generated from here.
 type Config struct {
-	Data      string                  `yaml:"data" doc:"directory of everything durable: log, state, Parquet. Default: the user's cache directory"`
-	HTTP      HTTPConfig              `yaml:"http" doc:"the HTTP door, the API and the dashboard"`
-	MQTT      MQTTConfig              `yaml:"mqtt" doc:"the MQTT door"`
-	Devices   DevicesConfig           `yaml:"devices" doc:"who devices are; see docs/devices.md"`
-	Kinesis   KinesisConfig           `yaml:"kinesis" doc:"the Amazon Kinesis API; see docs/kinesis.md"`
-	Formats   FormatsConfig           `yaml:"formats" doc:"senders that speak another format; see docs/formats.md"`
-	Feeds     map[string]FeedConfig   `yaml:"feeds" doc:"feeds that are fetched, by name: GTFS-realtime"`
-	Limits    LimitsConfig            `yaml:"limits" doc:"what one device, one message and all together may take; beyond it they are asked to wait"`
-	Stream    StreamConfig            `yaml:"stream" doc:"the log of readings"`
-	Streams   map[string]UserStream   `yaml:"streams" doc:"further streams, by name, made at the start if they are not there; the Kinesis API makes others"`
-	Functions lambda.Functions        `yaml:"functions" doc:"your own code, run on streams; see docs/functions.md"`
-	Windows   map[string]window.Spec  `yaml:"windows" doc:"aggregates over event time, by name, as keys or on one line such as 'avg(engine_temp) by vehicle per 5m'; see docs/windows.md"`
-	Lambda    LambdaConfig            `yaml:"lambda" doc:"what all functions share"`
-	Archive   ArchiveConfig           `yaml:"archive" doc:"Parquet"`
-	SQL       SQLConfig               `yaml:"sql" doc:"limits of one query"`
-	Fleet     FleetConfig             `yaml:"fleet" doc:"live state"`
-	Signals   map[string]SignalConfig `yaml:"signals" doc:"further signals by name, or a well-known one redefined"`
-	Rules     RulesConfig             `yaml:"rules" doc:"when to alert; see docs/alerts.md"`
-	Alerts    alert.Config            `yaml:"alerts" doc:"whom to tell"`
-	Map       MapConfig               `yaml:"map" doc:"the dashboard's base map"`
-	Log       LogConfig               `yaml:"log" doc:"what the program says of itself"`
+	Data      string                     `yaml:"data" doc:"directory of everything durable: log, state, Parquet. Default: the user's cache directory"`
+	HTTP      HTTPConfig                 `yaml:"http" doc:"the HTTP door, the API and the dashboard"`
+	MQTT      MQTTConfig                 `yaml:"mqtt" doc:"the MQTT door"`
+	Devices   DevicesConfig              `yaml:"devices" doc:"who devices are; see docs/devices.md"`
+	Kinesis   KinesisConfig              `yaml:"kinesis" doc:"the Amazon Kinesis API; see docs/kinesis.md"`
+	Formats   FormatsConfig              `yaml:"formats" doc:"senders that speak another format; see docs/formats.md"`
+	Feeds     map[string]FeedConfig      `yaml:"feeds" doc:"feeds that are fetched, by name: GTFS-realtime"`
+	Limits    LimitsConfig               `yaml:"limits" doc:"what one device, one message and all together may take; beyond it they are asked to wait"`
+	Stream    StreamConfig               `yaml:"stream" doc:"the log of readings"`
+	Streams   map[string]UserStream      `yaml:"streams" doc:"further streams, by name, made at the start if they are not there; the Kinesis API makes others"`
+	Functions lambda.Functions           `yaml:"functions" doc:"your own code, run on streams; see docs/functions.md"`
+	Windows   map[string]window.Spec     `yaml:"windows" doc:"aggregates over event time, by name, as keys or on one line such as 'avg(engine_temp) by vehicle per 5m'; see docs/windows.md"`
+	Queries   map[string]continuous.Spec `yaml:"queries" doc:"continuous SQL: a SELECT for each window that closes, by name; see docs/windows.md"`
+	Lambda    LambdaConfig               `yaml:"lambda" doc:"what all functions share"`
+	Archive   ArchiveConfig              `yaml:"archive" doc:"Parquet"`
+	SQL       SQLConfig                  `yaml:"sql" doc:"limits of one query"`
+	Fleet     FleetConfig                `yaml:"fleet" doc:"live state"`
+	Signals   map[string]SignalConfig    `yaml:"signals" doc:"further signals by name, or a well-known one redefined"`
+	Rules     RulesConfig                `yaml:"rules" doc:"when to alert; see docs/alerts.md"`
+	Alerts    alert.Config               `yaml:"alerts" doc:"whom to tell"`
+	Map       MapConfig                  `yaml:"map" doc:"the dashboard's base map"`
+	Log       LogConfig                  `yaml:"log" doc:"what the program says of itself"`
 
 	dir string // of the file, which relative paths of functions start from
 }
@@ -337,6 +339,9 @@ func (c *Config) Validate() error {
 		errs = append(errs, err)
 	}
 	if err := c.Functions.Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	if _, err := c.queries(); err != nil {
 		errs = append(errs, err)
 	}
 	if _, err := c.windowDefs(); err != nil {

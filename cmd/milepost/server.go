@@ -86,13 +86,14 @@ type server struct {
 	listener  net.Listener
 	letters   *letterBox
 
-	notifying  context.CancelFunc // ends the notifier
-	fetching   context.CancelFunc // ends the feeds; nil: there are none
-	background context.CancelFunc // ends housekeeping
-	workers    sync.WaitGroup     // the notifier and housekeeping; drain waits
-	doors      sync.WaitGroup     // the Kinesis listeners and the feeds; drain waits
-	serving    chan error         // what http.Serve returned
-	closers    []func() error     // of what was opened, in order, for an open that fails half way
+	notifying    context.CancelFunc // ends the notifier
+	fetching     context.CancelFunc // ends the feeds; nil: there are none
+	background   context.CancelFunc // ends housekeeping
+	workers      sync.WaitGroup     // the notifier and housekeeping; drain waits
+	doors        sync.WaitGroup     // the Kinesis listeners and the feeds; drain waits
+	serving      chan error         // what http.Serve returned
+	closeQueries func() error       // nil: there are none
+	closers      []func() error     // of what was opened, in order, for an open that fails half way
 }
 
 func newServer(cfg *Config, log *slog.Logger) *server {
@@ -103,7 +104,7 @@ func newServer(cfg *Config, log *slog.Logger) *server {
 func openServer(ctx context.Context, cfg *Config, fs vfs.FS, log *slog.Logger) (*server, error) {
 	s := newServer(cfg, log)
 	s.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if err := s.open(ctx, fs, append(s.rooms(), s.openSQL, s.openDevices, s.openDoors)...); err != nil {
+	if err := s.open(ctx, fs, append(s.rooms(), s.openSQL, s.openQueries, s.openDevices, s.openDoors)...); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -540,6 +541,9 @@ func (s *server) closeRooms(ctx context.Context) error {
 	t.do("process what is in the log", func() error { return s.runner.WaitCaughtUp(ctx) })
 	t.do("stop processing", func() error { return s.runner.Stop(ctx) })
 	t.do("stop windows", func() error { return s.closeWindows(ctx) })
+	if s.closeQueries != nil {
+		t.do("stop continuous queries", s.closeQueries)
+	}
 	t.do("close functions", func() error { return s.functions.Close(ctx) })
 	t.do("stop the outbox", func() error { return s.outbox.Stop(ctx) })
 	s.meter.Close()

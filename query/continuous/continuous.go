@@ -131,6 +131,9 @@ func New(cfg Config) (*Queries, error) {
 	return q, nil
 }
 
+// Check tells what is wrong with a query, without a server.
+func (s *Spec) Check() error { return (&running{Spec: *s}).check() }
+
 func (r *running) check() error {
 	for i := range len(r.Name) {
 		c := r.Name[i]
