@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"github.com/milepost/milepost/process/lambda/runtime"
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
@@ -13,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/milepost/milepost/process"
+	"github.com/milepost/milepost/process/lambda/runtime"
 	"github.com/milepost/milepost/stream"
 )
 
