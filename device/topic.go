@@ -168,7 +168,7 @@ func (f *filter) match(topic []byte, who *names) bool {
 		if l.kind == all {
 			return true
 		}
-		end := -1
+		var end int
 		if l.kind == named && len(l.parts) == 1 {
 			// Nearly always. It is compared where it must stand, rather than looked for its end: the hot path.
 			want := who.vehicle
