@@ -435,6 +435,9 @@ func (s *server) openWeb() error {
 		return err
 	}
 	s.devices.Register(mux)
+	operations := s.guarded(s.functions.Operations())
+	mux.Handle("/v1/functions", operations)
+	mux.Handle("/v1/functions/", operations)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.ready)
