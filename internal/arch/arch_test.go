@@ -42,7 +42,7 @@ var rooms = map[string]string{
 	"process/window":         "telemetry",
 	"process/window/lane":    "process process/window state stream telemetry",
 	"process/forest":         "",
-	"process/anomaly":        "alert process process/forest process/rule state stream telemetry",
+	"process/anomaly":        "alert ingest/kinesisapi/kpl process process/forest process/rule state stream telemetry",
 	"query/continuous":       "query state stream telemetry",
 	"telemetry/format":       "telemetry",
 	"ingest/mqtt/packet":     "",
