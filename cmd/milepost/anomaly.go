@@ -29,6 +29,9 @@ func runAnomaly(ctx context.Context, e *env, args []string) error {
 	fs.Float64Var(&o.most, "max-rate", 2, "fastest leak, °C a minute")
 	fs.Float64Var(&o.noise, "noise", 0.5, "standard deviation of noise on the engine's temperature, °C")
 	fs.Float64Var(&o.spikes, "spikes", 0.0005, "share of readings with a glitch of ±20 °C")
+	fs.Float64Var(&o.sigmas, "sigmas", 0, "rcf: threshold in standard deviations; default the detector's")
+	fs.Float64Var(&o.share, "share", 0, "rcf: share of the score that must be the engine temperature's; default the detector's")
+	fs.IntVar(&o.votes, "votes", 0, "rcf: evaluations of 8 that must say so; default the detector's")
 	fs.Uint64Var(&o.seed, "seed", 1, "the same seed makes the same fleets, leaks and noise")
 	rest, err := parse(fs, args)
 	if err != nil {
@@ -89,7 +92,27 @@ type evaluation struct {
 	days                       int
 	limit, interval, every     time.Duration
 	least, most, noise, spikes float64
+	share, sigmas              float64 // of the rcf detector, and its votes; 0: as shipped
+	votes                      int
 	seed                       uint64
+}
+
+func (o *evaluation) detectors() []anomaly.Detector {
+	ds := anomaly.Shipped()
+	for i := range ds {
+		if d := &ds[i]; d.Kind == anomaly.RCF {
+			if o.sigmas > 0 {
+				d.Sigmas = o.sigmas
+			}
+			if o.share > 0 {
+				d.Share = o.share
+			}
+			if o.votes > 0 {
+				d.Votes, d.Of = o.votes, 8
+			}
+		}
+	}
+	return ds
 }
 
 // names lists what is compared: the shipped threshold rule and the shipped detectors.
@@ -166,7 +189,7 @@ type patient struct {
 // fleet drives some vehicles for a day, and on until each has had a leak. Without time it returns what is complete: nothing.
 func (o *evaluation) fleet(ctx context.Context, n int, seed uint64) ([]outcome, error) {
 	cat := telemetry.NewCatalog()
-	plan, err := anomaly.Compile(anomaly.Shipped(), o.every, cat)
+	plan, err := anomaly.Compile(o.detectors(), o.every, cat)
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"math"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -59,6 +60,8 @@ type Detector struct {
 	ShingleSize   int      `yaml:"shingleSize,omitempty" doc:"rcf: observations in a row that make one point; default 4"`
 	Seed          uint64   `yaml:"seed,omitempty" doc:"rcf: of the random numbers; each vehicle has its own from it"`
 	WarmUp        int      `yaml:"warmUp,omitempty" doc:"rcf: points to learn before it says anything; default 256"`
+	About         []string `yaml:"about,omitempty" doc:"rcf: alert only if these of the signals, being high, make up share of the score; default: whatever the cause"`
+	Share         float64  `yaml:"share,omitempty" doc:"rcf: see about; default 0.6"`
 	Sigmas        float64  `yaml:"sigmas,omitempty" doc:"rcf: threshold above the mean score, in standard deviations; default 3.5"`
 	MinScore      float64  `yaml:"minScore,omitempty" doc:"rcf: least threshold; default 1"`
 }
@@ -68,7 +71,7 @@ func Shipped() []Detector {
 	warm := map[string]float64{"engine_temp": 70, "rpm": 300}
 	return []Detector{
 		{Name: "engine_temperature_trend", Kind: Trend, Gate: warm},
-		{Name: "engine_anomaly", Kind: RCF, Severity: rule.Info, Gate: warm},
+		{Name: "engine_anomaly", Kind: RCF, Severity: rule.Info, Gate: warm, About: []string{"engine_temp"}},
 	}
 }
 
@@ -117,6 +120,12 @@ func (d *Detector) defaults() error {
 		count(&d.WarmUp, 256)
 		number(&d.Sigmas, 3.5)
 		number(&d.MinScore, 1)
+		number(&d.Share, 0.6)
+		for _, a := range d.About {
+			if !slices.Contains(d.Signals, a) {
+				return fmt.Errorf("detector %s: about names %s, which is not among its signals %v", d.Name, a, d.Signals)
+			}
+		}
 		count(&d.Votes, 3)
 		count(&d.Of, 5)
 		if d.WarmUp < 1 || d.Sigmas < 0 {

@@ -113,6 +113,7 @@ func (w *Watch) fields(c *codec) {
 		m := &w.each[i]
 		c.u8(&m.votes)
 		c.i64(&m.opened)
+		c.i64(&m.closed)
 		d := &w.plan.detectors[i]
 		c.f64(&w.values.V[d.score])
 		c.f64(&w.values.V[d.votes])
@@ -141,10 +142,12 @@ func (w *Watch) fields(c *codec) {
 					c.bad = true
 					return
 				}
-				t.r = make([]float64, n)
+				t.r, t.at = make([]float64, n), make([]int64, n)
 			}
 			for k := range t.r {
 				c.f64(&t.r[k])
+				c.i64(&t.at[k])
+				c.bad = c.bad || k > 0 && t.at[k] <= t.at[k-1]
 			}
 		}
 		if r := m.rcf; r != nil {

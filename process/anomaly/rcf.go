@@ -1,6 +1,7 @@
 package anomaly
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -97,7 +98,7 @@ func (r *rcf) step(d *detector, every int64, means []float64) (s score, known, e
 	s.value = r.f.Score()
 	s.threshold = max(d.MinScore, r.mean+d.Sigmas*math.Sqrt(r.vrc))
 	warm := r.f.Learnt() >= uint64(d.WarmUp) //nolint:gosec // positive
-	exceeds = warm && s.value >= s.threshold
+	exceeds = warm && s.value >= s.threshold && (len(d.About) == 0 || r.about(d) >= d.Share)
 	if r.f.Learnt() >= uint64(d.WarmUp)/2 { //nolint:gosec // positive; the first scores, of small trees, say nothing
 		// Anomalies count as the threshold, or one would hide the next.
 		x := s.value
@@ -151,32 +152,43 @@ func replay(f *forest.Forest, dims int, tail []byte) (n int, err error) {
 	return n, nil
 }
 
-// blame names the inputs that have most to do with the current point's score, over all observations of its shingle.
-func (r *rcf) blame(d *detector) string {
+// shares attributes the current point's score to the inputs, over all observations of its shingle. They add up to 1.
+func (r *rcf) shares(d *detector) (high, low []float64) {
 	n := len(d.inputs)
-	high, low := make([]float64, r.f.Dimensions()), make([]float64, r.f.Dimensions())
-	total := r.f.Attribute(high, low)
+	h, l := make([]float64, r.f.Dimensions()), make([]float64, r.f.Dimensions())
+	total := r.f.Attribute(h, l)
+	high, low = make([]float64, n), make([]float64, n)
+	for k := range h {
+		high[k%n] += h[k] / total
+		low[k%n] += l[k] / total
+	}
+	return high, low
+}
+
+// about is the share of the score that comes from the signals in question being high.
+func (r *rcf) about(d *detector) float64 {
+	high, _ := r.shares(d)
+	sum := 0.0
+	for i, in := range d.inputs {
+		if slices.Contains(d.About, in.name) {
+			sum += high[i]
+		}
+	}
+	return sum
+}
+
+// blame names the inputs that have most to do with the current point's score.
+func (r *rcf) blame(d *detector) string {
+	high, low := r.shares(d)
 	type part struct {
 		name  string
 		share float64
 	}
-	parts := make([]part, 0, 2*n)
+	var parts []part
 	for i, in := range d.inputs {
-		h, l := 0.0, 0.0
-		for k := i; k < len(high); k += n {
-			h, l = h+high[k], l+low[k]
-		}
-		parts = append(parts, part{in.name + " high", h / total}, part{in.name + " low", l / total})
+		parts = append(parts, part{in.name + " high", high[i]}, part{in.name + " low", low[i]})
 	}
-	slices.SortStableFunc(parts, func(a, b part) int {
-		switch {
-		case a.share > b.share:
-			return -1
-		case a.share < b.share:
-			return 1
-		}
-		return 0
-	})
+	slices.SortStableFunc(parts, func(a, b part) int { return cmp.Compare(b.share, a.share) })
 	var words []string
 	for _, p := range parts[:min(3, len(parts))] {
 		if p.share >= 0.1 {

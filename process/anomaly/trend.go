@@ -36,7 +36,8 @@ type trend struct {
 	rest  normal    // of the residual: its variance says what counts as large
 	load  float64   // smoothed
 	cusum float64   // of the residual, in standard deviations
-	r     []float64 // residuals, the newest last, one a bucket
+	r     []float64 // residuals, the newest last
+	at    []int64   // their buckets: there are pauses
 	ready bool      // load is known
 }
 
@@ -46,7 +47,7 @@ type rising struct {
 }
 
 // step takes the next bucket, with the gate open for long enough, and tells whether it exceeds.
-func (t *trend) step(d *detector, every int64, value, load float64, scratch []float64) (rising, bool, []float64) {
+func (t *trend) step(d *detector, bucket, every int64, value, load float64, scratch []float64) (rising, bool, []float64) {
 	minutes := float64(every) / 60_000
 	if nan(load) {
 		load = 0
@@ -61,22 +62,22 @@ func (t *trend) step(d *detector, every int64, value, load float64, scratch []fl
 	x := rising{value: value, residual: value - m}
 	sigma := max(0.5, math.Sqrt(max(0, t.rest.vrc)))
 
-	most := int(d.Window.Milliseconds() / every)
-	if len(t.r) >= most {
-		copy(t.r, t.r[1:])
-		t.r = t.r[:most-1]
+	old := 0
+	for old < len(t.at) && (t.at[old] <= bucket-d.Window.Milliseconds()/every) {
+		old++
 	}
-	t.r = append(t.r, x.residual)
+	t.r, t.at = append(t.r[:0], t.r[old:]...), append(t.at[:0], t.at[old:]...)
+	t.r, t.at = append(t.r, x.residual), append(t.at, bucket)
 	if !known {
 		t.learn(bin, value, x.residual)
 		return x, false, scratch
 	}
 	t.cusum = min(max(0, t.cusum+x.residual/sigma-0.5), 20)
-	x.slope, scratch = theilSen(t.r, minutes, scratch)
+	x.slope, scratch = theilSen(t.r, t.at, minutes, scratch)
 	if n := len(t.r); n > shortest {
 		var s float64
 		// Fast rises are seen in the short window long before they dominate the long one; noise asks for twice the slope there.
-		if s, scratch = theilSen(t.r[n-shortest:], minutes, scratch); s >= 2*d.Slope {
+		if s, scratch = theilSen(t.r[n-shortest:], t.at[n-shortest:], minutes, scratch); s >= 2*d.Slope {
 			x.slope = max(x.slope, s)
 		}
 	}
@@ -117,14 +118,14 @@ func (t *trend) learn(bin int, value, residual float64) {
 }
 
 // pause forgets what must be consecutive: there was a gap, or the gate is closed.
-func (t *trend) pause() { t.r, t.cusum, t.ready = t.r[:0], 0, false }
+func (t *trend) pause() { t.r, t.at, t.cusum, t.ready = t.r[:0], t.at[:0], 0, false }
 
 // theilSen is the median of the slopes between all pairs, which outliers do not move.
-func theilSen(r []float64, minutes float64, scratch []float64) (slope float64, kept []float64) {
+func theilSen(r []float64, at []int64, minutes float64, scratch []float64) (slope float64, kept []float64) {
 	s := scratch[:0]
 	for i := range r {
 		for j := i + 1; j < len(r); j++ {
-			if x := (r[j] - r[i]) / (float64(j-i) * minutes); !math.IsInf(x, 0) && !nan(x) {
+			if x := (r[j] - r[i]) / (float64(at[j]-at[i]) * minutes); !math.IsInf(x, 0) && !nan(x) {
 				s = append(s, x)
 			}
 		}

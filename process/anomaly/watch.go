@@ -6,11 +6,15 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"time"
 
 	"github.com/milepost/milepost/process/forest"
 	"github.com/milepost/milepost/process/rule"
 	"github.com/milepost/milepost/telemetry"
 )
+
+// shortStop is how long the gate may be closed without detectors having to settle again.
+const shortStop = 3 * time.Minute
 
 func sortedKeys(m map[string]float64) []string { return slices.Sorted(maps.Keys(m)) }
 
@@ -67,7 +71,8 @@ type Watch struct {
 type memory struct {
 	watched bool
 	votes   uint8 // the last evaluations, the newest in bit 0
-	opened  int64 // since when the gate has been open, event time; 0: it is closed
+	opened  int64 // since when the gate has been open but for short stops, event time; 0: it is closed
+	closed  int64 // since when it is closed; 0: it is open
 	trend   *trend
 	rcf     *rcf
 
@@ -190,19 +195,33 @@ func (w *Watch) judge(d *detector, m *memory, gap bool) error {
 	for _, g := range d.gate {
 		open = open && w.means[g.signal] >= g.least // unknown is closed
 	}
+	// A delivery van stops its engine at each door. A short stop does not cool the engine and is no reason to begin anew.
+	brief := false
 	switch {
-	case !open:
-		m.opened = 0
-	case m.opened == 0:
+	case open && m.opened == 0:
 		m.opened = w.last
+	case !open && m.closed == 0:
+		m.closed = w.last
 	}
-	if gap || !open || w.last-m.opened < d.Settle.Milliseconds() {
+	if m.closed != 0 {
+		if brief = w.last-m.closed <= shortStop.Milliseconds(); !brief {
+			m.opened = 0
+			if open {
+				m.opened = w.last
+			}
+		}
+		if open {
+			m.closed = 0
+		}
+	}
+	settled := m.opened != 0 && w.last-m.opened >= d.Settle.Milliseconds()
+	if !settled || gap && m.rcf != nil || !open && (m.rcf != nil || !brief) {
 		m.pause()
 	}
 	value, exceeds, known := 0.0, false, true
-	if open && w.last-m.opened >= d.Settle.Milliseconds() {
+	if open && settled {
 		if m.trend != nil {
-			m.said, exceeds, w.scratch = m.trend.step(d, w.plan.every, w.means[d.signal], w.means[d.load], w.scratch)
+			m.said, exceeds, w.scratch = m.trend.step(d, w.bucket, w.plan.every, w.means[d.signal], w.means[d.load], w.scratch)
 			value = max(0, m.said.residual)
 			if nan(value) || math.IsInf(value, 0) {
 				value = 0
@@ -224,6 +243,9 @@ func (w *Watch) judge(d *detector, m *memory, gap bool) error {
 				w.Scored(Score{d.Name, w.vehicle, w.last, value, m.score.threshold, exceeds})
 			}
 		}
+	}
+	if !open && brief && m.trend != nil {
+		return nil // nothing is known of a short stop: the votes stand
 	}
 	m.votes <<= 1
 	if exceeds {
