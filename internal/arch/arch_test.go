@@ -80,6 +80,7 @@ var heavy = map[string]string{
 	"github.com/mochi-mqtt/server/v2":  "ingest/mqtt",
 	"github.com/wneessen/go-mail":      "alert",
 	"go.yaml.in/yaml/v3":               "internal/conf",
+	"github.com/sony/gobreaker/v2":     "process/anomaly process/lambda device",
 }
 
 func TestImports(t *testing.T) {

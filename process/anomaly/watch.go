@@ -121,6 +121,10 @@ func (d *detector) forestConfig(vehicle string) forest.Config {
 	return cfg
 }
 
+func newForest(d *detector, vehicle string) (*forest.Forest, error) {
+	return forest.New(d.forestConfig(vehicle))
+}
+
 // Observe takes the vehicle's next reading and appends what it finds. Readings that are not newer than the last are passed over:
 // fresh is false.
 func (w *Watch) Observe(rd *telemetry.Reading, out []Finding) (found []Finding, fresh bool, err error) {
@@ -231,7 +235,7 @@ func (w *Watch) judge(d *detector, m *memory, gap bool) error {
 				if w.Forests != nil && !w.Forests() {
 					return nil
 				}
-				f, err := forest.New(d.forestConfig(w.vehicle))
+				f, err := newForest(d, w.vehicle)
 				if err != nil {
 					return err
 				}
