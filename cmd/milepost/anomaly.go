@@ -58,7 +58,7 @@ func runAnomaly(ctx context.Context, e *env, args []string) error {
 		return fmt.Errorf("no vehicle-day was done in %s: give it more --time", o.limit)
 	}
 	fmt.Fprintf(e.stdout, "%.1f healthy vehicle-days, %d leaks of %g–%g °C a minute, a reading each %s, noise %g °C, seed %d\n\n", done, leaks, o.least, o.most, o.interval, o.noise, o.seed)
-	fmt.Fprintf(e.stdout, "%-28s %12s %12s %12s %16s %14s\n", "detector", "before 105", "lead median", "lead p10", "at under 105 at", "false/100 days")
+	fmt.Fprintf(e.stdout, "%-28s %12s %12s %12s %16s %14s\n", "detector", "before 105", "lead median", "lead p10", "seen at", "false/100 days")
 	for i, name := range o.names() {
 		var leads, temps []float64
 		early, falses := 0, 0

@@ -39,7 +39,7 @@ type Detector struct {
 
 	// The gate: without it a cold engine that warms up is a trend.
 	Gate   map[string]float64 `yaml:"gate,omitempty" doc:"least values for the detector to look at all, such as {engine_temp: 70, rpm: 300}"`
-	Settle time.Duration      `yaml:"settle,omitempty" doc:"how long the gate must have been open; default 10m, negative: not at all"`
+	Settle time.Duration      `yaml:"settle,omitempty" doc:"how long the gate must have been open; default 5m, negative: not at all"`
 	Votes  int                `yaml:"votes,omitempty" doc:"how many of the last evaluations must say so; default 2 for trend, 3 for rcf"`
 	Of     int                `yaml:"of,omitempty" doc:"how many evaluations vote, at most 8; default 3 for trend, 5 for rcf"`
 
@@ -91,7 +91,7 @@ func (d *Detector) defaults() error {
 			*x = v
 		}
 	}
-	def(&d.Settle, 10*time.Minute)
+	def(&d.Settle, 5*time.Minute)
 	switch d.Kind {
 	case Trend:
 		if d.Signal == "" {
@@ -285,12 +285,12 @@ func (d *detector) matches(vehicle string) bool {
 // fingerprint changes when stored state would mean something else.
 func (p *Plan) fingerprint() uint64 {
 	h := uint64(14695981039346656037)
-	for _, b := range []byte(fmt.Sprint(p.every, p.names)) {
+	for _, b := range fmt.Append(nil, p.every, p.names) {
 		h = (h ^ uint64(b)) * 1099511628211
 	}
 	for i := range p.detectors {
 		d := &p.detectors[i]
-		for _, b := range []byte(fmt.Sprint(d.Name, d.Kind, d.Signal, d.Load, d.Window, d.inputs, d.forest)) {
+		for _, b := range fmt.Append(nil, d.Name, d.Kind, d.Signal, d.Load, d.Window, d.inputs, d.forest) {
 			h = (h ^ uint64(b)) * 1099511628211
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"mime"
 	"net/http"
@@ -263,9 +264,7 @@ func (e *Endpoint) ask(ctx context.Context, batch []instance) ([]float64, error)
 	if err != nil {
 		return nil, err
 	}
-	for k, v := range e.cfg.Header {
-		req.Header[k] = v
-	}
+	maps.Copy(req.Header, e.cfg.Header)
 	req.Header.Set("Content-Type", e.cfg.Content)
 	req.Header.Set("Accept", e.cfg.Content)
 	resp, err := e.cfg.Client.Do(req)

@@ -159,7 +159,7 @@ func (l *lane) fold(r state.Reader, key string, data []byte, at time.Time) error
 	}
 	if err != nil {
 		l.counts.rejected++
-		return nil
+		return nil //nolint:nilerr // the fleet dead-letters it
 	}
 	w, err := l.watch(r, rd.Vehicle)
 	if err != nil || w.Watch == nil {

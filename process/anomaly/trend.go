@@ -87,7 +87,7 @@ func (t *trend) step(d *detector, bucket, every int64, value, load float64, scra
 	}
 	far := x.residual >= max(2*sigma, d.Distance)
 	soon := x.slope >= d.Slope && x.minutes <= d.Within.Minutes()
-	shifted := t.cusum >= 5 && x.residual >= max(4*sigma, 2*d.Distance) && x.slope >= d.Slope/4
+	shifted := t.cusum >= 5 && x.residual >= max(3*sigma, 2*d.Distance) && x.slope >= d.Slope/4
 	exceeds := far && len(t.r) >= shortest && (soon || shifted)
 	if x.residual < 3*sigma && !exceeds { // what is not normal is not learnt as normal
 		t.learn(bin, value, x.residual)

@@ -222,7 +222,7 @@ func (w *Watch) judge(d *detector, m *memory, gap bool) error {
 	if !settled || gap && m.rcf != nil || !open && (m.rcf != nil || !brief) {
 		m.pause()
 	}
-	value, exceeds, known := 0.0, false, true
+	value, exceeds := 0.0, false
 	if open && settled {
 		if m.trend != nil {
 			m.said, exceeds, w.scratch = m.trend.step(d, w.bucket, w.plan.every, w.means[d.signal], w.means[d.load], w.scratch)
@@ -241,6 +241,7 @@ func (w *Watch) judge(d *detector, m *memory, gap bool) error {
 				}
 				m.rcf.f, m.rcf.begun = f, true
 			}
+			var known bool
 			m.score, known, exceeds = m.rcf.step(d, w.plan.every, w.means)
 			value = m.score.value
 			if known && w.Scored != nil {
