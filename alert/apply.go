@@ -17,6 +17,7 @@ type Info struct {
 	Lat, Lon float64
 	HasPlace bool
 	Sinks    []string // who is told: Config.Route of the rule's severity
+	Summary  string   // what is said when it fires, if the rule's own summary cannot know it
 }
 
 // A Notification is the data of an effect, in JSON: what a sink gets.
@@ -60,7 +61,10 @@ func Apply(tx state.Tx, tr rule.Transition, info Info) (Alert, error) {
 	case rule.Firing:
 		tell = !tr.Late
 		a.State, a.Late, a.ResolvedAt = Firing, tr.Late, 0
-		a.Summary, a.Condition, a.Value = info.Bound.Summary(&tr, info.Vehicle), info.Bound.Condition(tr.Rule), finite(tr.Value)
+		a.Summary, a.Condition, a.Value = info.Summary, info.Bound.Condition(tr.Rule), finite(tr.Value)
+		if a.Summary == "" {
+			a.Summary = info.Bound.Summary(&tr, info.Vehicle)
+		}
 		if tr.From != rule.Firing || a.FiredAt == 0 {
 			a.FiredAt = tr.At
 		}

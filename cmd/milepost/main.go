@@ -37,6 +37,7 @@ func commands() []command {
 		{"sql", `"SELECT …"`, "ask a running server (--addr) in SQL", runSQL},
 		{"rules", "test FILE…", "run rule scenarios", runRules},
 		{"try", "[DIR]", "run functions and windows over a file of records and print what comes out", runTry},
+		{"anomaly", "evaluate", "measure detectors on a simulated coolant leak: lead time and false alarms", runAnomaly},
 		{"sim", "--vehicles N --rate 1s", "simulate a fleet against any address", runSim},
 		{"replay", "FILE… --map vehicle=…,time=…", "send recorded data through a door", runReplay},
 		{"bench", "[NAME…]", "measure this machine: end to end, MQTT, latency, recovery, queries", runBench},

@@ -556,6 +556,9 @@ func (s *server) closeRooms(ctx context.Context) error {
 	if s.sql != nil {
 		t.do("close SQL", s.sql.Close)
 	}
+	if s.kinesis != nil { // its rooms may be open although its door never was
+		t.do("close Kinesis", func() error { return s.kinesis.Close(ctx) })
+	}
 	t.do("close archive", func() error { return s.archive.Close(ctx) })
 	t.do("close state", s.state.Close)
 	t.do("close log", s.logs.Close)

@@ -44,7 +44,7 @@ var rooms = map[string]string{
 	"process/window":         "telemetry",
 	"process/window/lane":    "ingest/kinesisapi/kpl process process/rule process/window state stream telemetry",
 	"process/forest":         "",
-	"process/anomaly":        "alert process process/forest process/rule state stream telemetry",
+	"process/anomaly":        "alert ingest/kinesisapi/kpl process process/forest process/rule state stream telemetry",
 	"query/continuous":       "query state stream telemetry",
 	"ingest/format":          "telemetry",
 	"ingest/mqtt/packet":     "",
@@ -88,6 +88,7 @@ var heavy = map[string]string{
 	"go.yaml.in/yaml/v3":                             "internal/conf",
 	"github.com/DataDog/sketches-go":                 "process/window",
 	"software.sslmate.com/src/go-pkcs12":             "device",
+	"github.com/sony/gobreaker/v2":                   "process/anomaly",
 }
 
 func TestImports(t *testing.T) {
