@@ -40,8 +40,10 @@ type Config struct {
 	Rows    func(ctx context.Context, shard stream.ShardID) (Rows, error)
 	Sinks   func(severity string) []string // who is told of an alert; nil: nobody
 	Alerted func()                         // called when alerts have changed or are about to; must not block
-	Log     *slog.Logger
-	Metrics prometheus.Registerer
+	// OtherRule tells whether a rule that is not among Rules still raises alerts: a detector's. nil: there are none.
+	OtherRule func(name string) bool
+	Log       *slog.Logger
+	Metrics   prometheus.Registerer
 
 	// OfflineAfter is how long a vehicle may be silent before it counts as offline. 10 min: three intervals of a slow sender.
 	OfflineAfter time.Duration
@@ -58,6 +60,9 @@ func (c *Config) defaults() {
 	}
 	if c.Sinks == nil {
 		c.Sinks = func(string) []string { return nil }
+	}
+	if c.OtherRule == nil {
+		c.OtherRule = func(string) bool { return false }
 	}
 	if c.Alerted == nil {
 		c.Alerted = func() {}

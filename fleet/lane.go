@@ -477,7 +477,10 @@ func (l *lane) flushVehicle(tx state.Tx, v *vehicle) error {
 	v.dirty = false
 	if v.orphans {
 		v.orphans = false
-		keep := func(name string) bool { _, ok := l.f.cfg.Rules.Find(name); return ok }
+		keep := func(name string) bool {
+			_, ok := l.f.cfg.Rules.Find(name)
+			return ok || l.f.cfg.OtherRule(name)
+		}
 		if _, err := alert.Retire(tx, v.id, keep, v.arrival, l.f.cfg.Sinks(rule.Info)); err != nil {
 			return err
 		}

@@ -37,6 +37,7 @@ type Config struct {
 	Functions lambda.Functions           `yaml:"functions" doc:"your own code, run on streams; see docs/functions.md"`
 	Windows   map[string]window.Spec     `yaml:"windows" doc:"aggregates over event time, by name, as keys or on one line such as 'avg(engine_temp) by vehicle per 5m'; see docs/windows.md"`
 	Queries   map[string]continuous.Spec `yaml:"queries" doc:"continuous SQL: a SELECT for each window that closes, by name; see docs/windows.md"`
+	Anomaly   AnomalyConfig              `yaml:"anomaly" doc:"detectors of what is unusual; see docs/anomaly.md"`
 	Lambda    LambdaConfig               `yaml:"lambda" doc:"what all functions share"`
 	Archive   ArchiveConfig              `yaml:"archive" doc:"Parquet"`
 	SQL       SQLConfig                  `yaml:"sql" doc:"limits of one query"`
@@ -339,6 +340,9 @@ func (c *Config) Validate() error {
 		errs = append(errs, err)
 	}
 	if err := c.Functions.Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	if err := c.checkAnomaly(); err != nil {
 		errs = append(errs, err)
 	}
 	if _, err := c.queries(); err != nil {

@@ -17,7 +17,9 @@ import (
 
 	"github.com/milepost/milepost/internal/conf"
 	"github.com/milepost/milepost/internal/vfs"
+	"github.com/milepost/milepost/process/window"
 	"github.com/milepost/milepost/query"
+	"github.com/milepost/milepost/query/continuous"
 )
 
 var updateDocs = flag.Bool("update", false, "write docs/configuration.md")
@@ -95,6 +97,11 @@ func docServer(t *testing.T) *server {
 	}
 	cfg.Data, cfg.HTTP.Listen, cfg.MQTT.Listen, cfg.Kinesis.Listen = t.TempDir(), "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	cfg.Feeds = map[string]FeedConfig{"nobody": {URL: "http://127.0.0.1:1/", Format: "gtfs-rt"}} // its metrics are there although it is not
+	cfg.Streams = map[string]UserStream{"per-minute": {Shards: 1, Retention: conf.Duration(time.Hour)}}
+	cfg.Windows = map[string]window.Spec{"warm": {Aggregates: []string{"avg(engine_temp)"}, Key: "vehicle", Size: 5 * time.Minute}}
+	if sqlBuilt() {
+		cfg.Queries = map[string]continuous.Spec{"counts": {SQL: "SELECT count(*) AS n FROM readings WHERE event_time >= $start AND event_time < $end", Every: time.Minute, Output: "per-minute"}}
+	}
 	ctx := t.Context()
 	s, err := openServer(ctx, cfg, vfs.Disk, slog.New(slog.DiscardHandler))
 	if err != nil {

@@ -30,6 +30,7 @@ import (
 	"github.com/milepost/milepost/ingest/mqtt"
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/process"
+	"github.com/milepost/milepost/process/anomaly"
 	"github.com/milepost/milepost/process/lambda"
 	"github.com/milepost/milepost/process/rule"
 	"github.com/milepost/milepost/query"
@@ -71,9 +72,11 @@ type server struct {
 	meter     *process.Meter
 	outbox    *process.Outbox
 	runner    *process.Runner
-	windows   []windowing
+	beside    []beside      // runners of windows and detectors
+	plan      *anomaly.Plan // of detectors; nil: there are none
 	functions *lambda.Registry
 	book      *alert.Book
+	route     func(severity string) []string // whom an alert is told
 	notifier  *alert.Notifier
 	sql       query.Engine
 	admit     *ingest.Admitter
@@ -112,7 +115,7 @@ func openServer(ctx context.Context, cfg *Config, fs vfs.FS, log *slog.Logger) (
 
 // rooms are the steps that need nothing but a file system; closeRooms is their reverse.
 func (s *server) rooms() []func(context.Context, vfs.FS) error {
-	return []func(context.Context, vfs.FS) error{s.openLog, s.openState, s.openFleet, s.openProcess, s.openAlerts, s.openWindows, s.openFunctions, s.openAdmit}
+	return []func(context.Context, vfs.FS) error{s.openLog, s.openState, s.openFleet, s.openProcess, s.openAlerts, s.openWindows, s.openAnomaly, s.openFunctions, s.openAdmit}
 }
 
 // open takes steps in order. If one fails, those before it are undone.
@@ -209,14 +212,20 @@ func (s *server) openFleet(ctx context.Context, fs vfs.FS) error {
 		return err
 	}
 	s.book = alert.NewBook(s.state)
+	if d := s.cfg.Anomaly.detectors(); len(d) > 0 {
+		if s.plan, err = anomaly.Compile(d, time.Duration(s.cfg.Anomaly.Every), s.catalog); err != nil {
+			return err
+		}
+	}
 	routes := map[string][]string{}
 	for _, sev := range []string{rule.Info, rule.Warning, rule.Critical} {
 		routes[sev] = s.cfg.Alerts.Route(sev)
 	}
+	s.route = func(severity string) []string { return routes[severity] }
 	s.fleet, err = fleet.Open(ctx, fleet.Config{
 		Stream: readingsStream, Source: s.readings, Store: s.state, Catalog: s.catalog, Rules: s.rules,
 		Rows:  func(ctx context.Context, shard stream.ShardID) (fleet.Rows, error) { return s.archive.Lane(ctx, shard) },
-		Sinks: func(severity string) []string { return routes[severity] }, Alerted: s.book.Touch,
+		Sinks: s.route, Alerted: s.book.Touch, OtherRule: s.otherRule,
 		Log: s.log, Metrics: s.reg, OfflineAfter: time.Duration(s.cfg.Fleet.OfflineAfter),
 	})
 	if err != nil {
@@ -243,6 +252,16 @@ func (s *server) openFleet(ctx context.Context, fs vfs.FS) error {
 		}
 	}
 	return nil
+}
+
+// otherRule tells whether an alert that is no rule's has somebody who will end it: a detector, or the watch of certificates.
+func (s *server) otherRule(name string) bool {
+	if s.plan != nil {
+		if _, ok := s.plan.Rules().Find(name); ok {
+			return true
+		}
+	}
+	return strings.HasPrefix(name, "device/")
 }
 
 func (s *server) openProcess(ctx context.Context, _ vfs.FS) error {
@@ -543,7 +562,7 @@ func (s *server) closeRooms(ctx context.Context) error {
 	var t steps
 	t.do("process what is in the log", func() error { return s.runner.WaitCaughtUp(ctx) })
 	t.do("stop processing", func() error { return s.runner.Stop(ctx) })
-	t.do("stop windows", func() error { return s.closeWindows(ctx) })
+	t.do("stop windows and detectors", func() error { return s.closeBeside(ctx) })
 	if s.closeQueries != nil {
 		t.do("stop continuous queries", s.closeQueries)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/milepost/milepost/alert"
 	"github.com/milepost/milepost/fleet"
+	"github.com/milepost/milepost/process/window/lane"
 	"github.com/milepost/milepost/query"
 	"github.com/milepost/milepost/query/duckdb"
 	"github.com/milepost/milepost/telemetry"
@@ -26,7 +27,7 @@ func openSQL(s *server) (query.Engine, error) {
 			"vehicles":   &vehicleTable{s.fleet, s.catalog},
 			"alerts":     &alertTable{s.book},
 			"daily_kpis": &dailyTable{s.fleet},
-			"windows":    &windowTable{s.state},
+			"windows":    &lane.Table{Store: s.state},
 		},
 	})
 }

@@ -2,18 +2,15 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/process"
 	"github.com/milepost/milepost/process/window"
 	"github.com/milepost/milepost/process/window/lane"
-	"github.com/milepost/milepost/query"
 	"github.com/milepost/milepost/state"
 	"github.com/milepost/milepost/stream"
 )
@@ -77,23 +74,36 @@ func (s *server) openWindowsOf(ctx context.Context, name string, defs []*window.
 	if err != nil {
 		return err
 	}
-	r, err := process.New(process.Config{Log: source, StreamName: name, Store: s.state, Outbox: s.outbox, Meter: s.meter, Logger: s.log})
+	r, err := process.New(s.runnerConfig(name, source))
 	if err != nil {
 		return err
 	}
 	if err := r.AddFolder(w, process.Options{MaxAttempts: 5}); err != nil {
 		return err
 	}
+	return s.startBeside(ctx, r, func(ctx context.Context) {
+		if err := w.Run(ctx); err != nil {
+			s.log.ErrorContext(ctx, "windows over several shards", "stream", name, "error", err)
+		}
+	})
+}
+
+// A beside is a runner beside the fleet's.
+type beside struct {
+	runner *process.Runner
+	stop   context.CancelFunc // of what works with it
+}
+
+// startBeside starts a runner, and what works with it if there is something; closeBeside ends both.
+func (s *server) startBeside(ctx context.Context, r *process.Runner, work func(context.Context)) error {
 	if err := r.Start(); err != nil {
 		return err
 	}
-	combining, stop := context.WithCancel(context.WithoutCancel(ctx))
-	s.workers.Go(func() { // closeWindows waits
-		if err := w.Run(combining); err != nil {
-			s.log.ErrorContext(combining, "windows over several shards", "stream", name, "error", err)
-		}
-	})
-	s.windows = append(s.windows, windowing{r, stop})
+	working, stop := context.WithCancel(context.WithoutCancel(ctx))
+	if work != nil {
+		s.workers.Go(func() { work(working) }) // closeRooms waits
+	}
+	s.beside = append(s.beside, beside{r, stop})
 	s.onFailure(func() error {
 		stop()
 		return r.Stop(context.WithoutCancel(ctx))
@@ -101,82 +111,11 @@ func (s *server) openWindowsOf(ctx context.Context, name string, defs []*window.
 	return nil
 }
 
-// A windowing is what runs the windows of one stream.
-type windowing struct {
-	runner *process.Runner
-	stop   context.CancelFunc // of what combines shards
-}
-
-func (s *server) closeWindows(ctx context.Context) error {
+func (s *server) closeBeside(ctx context.Context) error {
 	var errs []error
-	for _, w := range s.windows {
-		errs = append(errs, w.runner.Stop(ctx))
-		w.stop()
+	for _, b := range s.beside {
+		errs = append(errs, b.runner.Stop(ctx))
+		b.stop()
 	}
 	return errors.Join(errs...)
-}
-
-// windowTable is what every window came to.
-type windowTable struct{ store state.Store }
-
-func windowColumns() []column[window.Stored] {
-	type w = window.Stored
-	return []column[w]{
-		{"window", query.Varchar, func(x *w) query.Value { return query.Text(x.Window) }},
-		{"key", query.Varchar, func(x *w) query.Value { return query.Text(x.Key) }},
-		{"start_time", query.Timestamp, func(x *w) query.Value { return query.Int(x.Start) }},
-		{"end_time", query.Timestamp, func(x *w) query.Value { return query.Int(x.End) }},
-		{"rows", query.BigInt, func(x *w) query.Value { return query.Int(int64(x.Rows)) }}, //nolint:gosec // a count
-		{"figures", query.Map, windowFigures},
-		{"texts", query.Varchar, windowTexts},
-		{"final", query.Boolean, func(x *w) query.Value { return query.Bool(x.Final) }},
-		{"late", query.Boolean, func(x *w) query.Value { return query.Bool(x.Late) }},
-		{"revision", query.Integer, func(x *w) query.Value { return query.Int(int64(x.Revision)) }},
-	}
-}
-
-func windowFigures(x *window.Stored) query.Value {
-	var names []string
-	var values []float64
-	for i, v := range x.Values {
-		if v.Kind == window.Number && !math.IsNaN(v.Num) {
-			names, values = append(names, x.Names[i]), append(values, v.Num)
-		}
-	}
-	if len(names) == 0 {
-		return query.Value{}
-	}
-	return query.Pairs(names, values)
-}
-
-func windowTexts(x *window.Stored) query.Value {
-	all := map[string]string{}
-	for i, v := range x.Values {
-		if v.Kind == window.Text {
-			all[x.Names[i]] = v.Text
-		}
-	}
-	if len(all) == 0 {
-		return query.Value{}
-	}
-	b, err := json.Marshal(all)
-	if err != nil {
-		return query.Value{}
-	}
-	return query.Text(string(b))
-}
-
-// Columns implements query.Table.
-func (t *windowTable) Columns() []query.Column { return columnsOf(windowColumns()) }
-
-// Scan implements query.Table.
-func (t *windowTable) Scan(ctx context.Context, cols []int, emit func([]query.Value) error) error {
-	all, row := windowColumns(), make([]query.Value, len(cols))
-	var failed error
-	err := lane.Each(ctx, t.store, "", 0, 0, func(w *window.Stored) bool {
-		fillRow(row, all, cols, w)
-		failed = emit(row)
-		return failed == nil
-	})
-	return errors.Join(failed, err)
 }

@@ -42,7 +42,7 @@ var rooms = map[string]string{
 	"process/lambda/runtime": "",
 	"process/pattern":        "",
 	"process/window":         "telemetry",
-	"process/window/lane":    "ingest/kinesisapi/kpl process process/rule process/window state stream telemetry",
+	"process/window/lane":    "ingest/kinesisapi/kpl process process/rule process/window query state stream telemetry",
 	"process/forest":         "",
 	"process/anomaly":        "alert ingest/kinesisapi/kpl process process/forest process/rule state stream telemetry",
 	"query/continuous":       "query state stream telemetry",

@@ -172,13 +172,13 @@ func fill(n *yaml.Node, v reflect.Value, path string, errs []error) []error {
 			}
 		}
 		return fill(n, v.Elem(), path, errs)
-	case isSection(v.Type()):
-		if short, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok && n.Kind == yaml.ScalarNode {
-			if err := short.UnmarshalText([]byte(n.Value)); err != nil { // a section that can be written on one line
-				return fail("%s: %s", path, err)
-			}
-			return errs
+	case isSection(v.Type()) && n.Kind == yaml.ScalarNode && v.CanAddr() && reflect.PointerTo(v.Type()).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()):
+		// A section that can be written on one line too.
+		if err := v.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(n.Value)); err != nil { //nolint:errcheck,forcetypeassert // just asked
+			return fail("%s: %v", path, err)
 		}
+		return errs
+	case isSection(v.Type()):
 		if n.Kind != yaml.MappingNode {
 			return fail("%s is a section: write keys below it (%s)", orTop(path), strings.Join(keys(v.Type()), ", "))
 		}

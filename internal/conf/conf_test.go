@@ -1,6 +1,7 @@
 package conf
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -35,6 +36,32 @@ func TestLoad(t *testing.T) {
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
+	}
+}
+
+// A oneLine is a section that may be written on one line.
+type oneLine struct {
+	Size int `yaml:"size"`
+}
+
+func (o *oneLine) UnmarshalText(b []byte) error {
+	_, err := fmt.Sscanf(string(b), "size of %d", &o.Size)
+	return err
+}
+
+func TestOneLine(t *testing.T) {
+	var got struct {
+		Named map[string]oneLine `yaml:"named"`
+	}
+	if err := Load([]byte("named:\n  a: size of 5\n  b: {size: 6}\n"), &got); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(map[string]oneLine{"a": {5}, "b": {6}}, got.Named); d != "" {
+		t.Error(d)
+	}
+	err := Load([]byte("named:\n  a: large\n"), &got)
+	if err == nil || !strings.Contains(err.Error(), "line 2: named.a:") {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -336,7 +336,6 @@ func TestShuffled(t *testing.T) {
 					by, lateOnes = 20_000, true
 				}
 				for _, r := range shuffled(rng, rows, by) {
-					r := r
 					o, err := x.d.Add(&x.k, &r, r.Time, x)
 					if err != nil {
 						t.Fatal(err)

@@ -240,7 +240,9 @@ func TestCrashes(t *testing.T) {
 		first, last := int64(1<<62), int64(0)
 		for id, n := range told {
 			var ms int64
-			fmt.Sscanf(id, "continuous/q/%d", &ms)
+			if _, err := fmt.Sscanf(id, "continuous/q/%d", &ms); err != nil {
+				t.Fatal(err)
+			}
 			first, last = min(first, ms), max(last, ms)
 			if n != 1 {
 				t.Errorf("seed %d: %s was told %d times", seed, id, n)

@@ -48,7 +48,7 @@ func benchLane(b *testing.B, lines ...string) *lane {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return w.Lane("shardId-000000000000", 0).(*lane)
+	return w.Lane("shardId-000000000000", 0).(*lane) //nolint:errcheck // Windows make no others
 }
 
 func seedReading(vehicle int, at int64) stream.Record {

@@ -52,9 +52,8 @@ func appendTime(buf []byte, t int64) []byte {
 
 func readTime(b []byte) int64 { return int64(binary.BigEndian.Uint64(b) ^ 1<<63) } //nolint:gosec // bits
 
-func resultKey(buf []byte, name string, at int64, key string) []byte {
-	buf = append(append(append(buf[:0], resultPrefix...), name...), 0)
-	return append(appendTime(buf, at), key...)
+func resultKey(name string, at int64, key string) []byte {
+	return append(appendTime(namePrefix(resultPrefix, name), at), key...)
 }
 
 func namePrefix(prefix, name string) []byte {

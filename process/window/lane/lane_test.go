@@ -527,7 +527,7 @@ func TestForgotten(t *testing.T) {
 	before := count()
 	// Eight days later, tick by tick.
 	shards, _ := y.log.Shards(t.Context())
-	l := y.w.Lane(shards[0].ID, 0).(*lane)
+	l := y.w.Lane(shards[0].ID, 0).(*lane) //nolint:errcheck // Windows make no others
 	now := time.Now().Add(8 * 24 * time.Hour)
 	pos, err := y.store.Checkpoint(t.Context(), y.w.Name(), shards[0].ID, 0)
 	if err != nil {

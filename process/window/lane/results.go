@@ -20,7 +20,7 @@ func Each(ctx context.Context, store state.Store, name string, from, to int64, f
 			if from == 0 && to == 0 {
 				from, to = math.MinInt64, math.MaxInt64
 			}
-			lo, hi = resultKey(nil, name, from, ""), resultKey(nil, name, to, "")
+			lo, hi = resultKey(name, from, ""), resultKey(name, to, "")
 		}
 		return r.Scan(lo, hi, func(k, v []byte) error {
 			name, _, key, err := cutResult(k)
@@ -40,15 +40,12 @@ func Each(ctx context.Context, store state.Store, name string, from, to int64, f
 	})
 }
 
-// forgetMost is how many keys one transaction forgets.
-const forgetMost = 10_000
-
-// Expire forgets the results of windows that ended longer than Keep before now, and keys that have been silent for as long.
+// Expire forgets the results of windows that began longer than Keep before now. Lanes forget silent keys (sweep.go).
 func (w *Windows) Expire(ctx context.Context, now time.Time) error {
 	for _, b := range w.defs {
 		limit := now.UnixMilli() - b.Keep()
 		err := w.cfg.Store.Update(ctx, func(tx state.Tx) error {
-			return tx.DeleteRange(resultKey(nil, b.Spec.Name, math.MinInt64, ""), resultKey(nil, b.Spec.Name, limit, ""))
+			return tx.DeleteRange(resultKey(b.Spec.Name, math.MinInt64, ""), resultKey(b.Spec.Name, limit, ""))
 		})
 		if err != nil {
 			return fmt.Errorf("expire results of window %s: %w", b.Spec.Name, err)
