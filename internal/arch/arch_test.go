@@ -26,6 +26,7 @@ var rooms = map[string]string{
 	"state/statetest":   "state stream",
 	"ingest":            "stream telemetry",
 	"ingest/httpapi":    "ingest ingest/format stream telemetry",
+	"ingest/bridge":     "ingest",
 	"ingest/feed":       "ingest ingest/format",
 	"ingest/mqtt":       "ingest stream telemetry",
 
