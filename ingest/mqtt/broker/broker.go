@@ -25,7 +25,12 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -144,7 +149,9 @@ type Ticket uint64
 type Receipt struct {
 	Matched int // sessions with a matching subscription; 0: MQTT 5 answers "no matching subscribers" (0x10)
 	Refused int // of them, those whose queue did not take it
-	Ticket  Ticket
+	// NotRetained says that there was no room to retain it, or that the disk does not keep up: MQTT 5 answers QuotaExceeded.
+	NotRetained bool
+	Ticket      Ticket
 }
 
 // A Subscription as SUBSCRIBE has it. The front has checked that the client may have it, and that a shared one has not set NoLocal
@@ -175,89 +182,402 @@ type Delivery struct {
 	SubscriptionIDs []uint32
 }
 
-// Open reads what the store holds of an earlier broker and returns one that is ready for connections.
-func Open(ctx context.Context, cfg Config) (*Broker, error) { return nil, ErrClosed }
-
 // A Broker routes messages to sessions.
-type Broker struct{}
+type Broker struct {
+	store   state.Store
+	limits  Limits
+	log     *slog.Logger
+	metrics metrics
+	reg     prometheus.Registerer
+	journal *journal
+	clock   *clock
 
-// Connect begins a connection of a session: the one with this client id if there is one and c.Clean is not set (present is true then),
-// or a new one. An older connection of the client id is kicked with TakenOver, and its will published or not as MQTT-3.1.3.2.2 says.
-// The session is on disk, if it is persistent, soon after; Session.Ticket says when.
-func (b *Broker) Connect(c Connect, conn Conn) (s *Session, present bool, err error) {
-	return nil, false, ErrClosed
+	trie     trie
+	retained retained
+	scratch  sync.Pool // of *matches
+
+	closed    atomic.Bool
+	numbers   atomic.Uint64 // the last session's
+	connected atomic.Int64
+	queued    atomic.Int64 // bytes of messages on disk
+	memory    atomic.Int64 // bytes of messages in memory
+
+	mu      sync.Mutex // guards clients; never held together with a client's lock
+	clients map[string]*client
 }
 
-// Publish puts a message into the queue of every session that subscribes to its topic, and retains it if it says so. Messages that
-// one goroutine publishes keep their order. It does not wait for the disk: Receipt.Ticket does.
-//
-// The error is ErrClosed or the store's when it is fenced; then nothing may be acknowledged.
-func (b *Broker) Publish(m *Message) (Receipt, error) { return Receipt{}, nil }
+func (l *Limits) defaults() {
+	set := func(p *int, v int) {
+		if *p <= 0 {
+			*p = v
+		}
+	}
+	set64 := func(p *int64, v int64) {
+		if *p <= 0 {
+			*p = v
+		}
+	}
+	set(&l.Sessions, 200_000)
+	set(&l.Subscriptions, 1000)
+	set(&l.QueueCount, 10_000)
+	set64(&l.QueueBytes, 16<<20)
+	set64(&l.TotalBytes, 1<<30)
+	set64(&l.MemoryBytes, 256<<20)
+	set(&l.QoS0Count, 1000)
+	set(&l.InFlight, 1000)
+	l.InFlight = min(l.InFlight, 65535)
+	set(&l.Retained, 200_000)
+	set64(&l.RetainedBytes, 128<<20)
+	set64(&l.JournalBytes, 64<<20)
+	if l.MaxExpiry == 0 {
+		l.MaxExpiry = 7 * 24 * 3600
+	}
+	if l.RestartGrace == 0 {
+		l.RestartGrace = 30 * time.Second
+	}
+}
+
+// Open reads what the store holds of an earlier broker and returns one that is ready for connections.
+func Open(ctx context.Context, cfg Config) (*Broker, error) {
+	if cfg.Store == nil {
+		return nil, errors.New("open mqtt broker: no state store given")
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	cfg.Limits.defaults()
+	b := &Broker{store: cfg.Store, limits: cfg.Limits, log: cfg.Log, reg: cfg.Metrics, clients: map[string]*client{}}
+	var err error
+	b.journal = newJournal(cfg.Store, cfg.Limits.JournalBytes, cfg.Log)
+	b.clock = newClock(b)
+	if b.metrics, err = newMetrics(b, cfg.Metrics); err == nil {
+		if err = b.restore(ctx, time.Now()); err != nil {
+			b.unregister()
+			err = fmt.Errorf("read mqtt sessions: %w", err)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, b.journal.close())
+	}
+	go b.clock.run() // Close waits
+	return b, nil
+}
+
+func (b *Broker) unregister() {
+	for _, c := range b.metrics.registered {
+		b.reg.Unregister(c)
+	}
+}
+
+func (b *Broker) memoryFor(n int64) bool { return b.memory.Load()+n <= b.limits.MemoryBytes }
+
+func (b *Broker) sessions() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.clients)
+}
+
+// find returns the session of a client id, or a new one.
+func (b *Broker) find(want *Connect) (c *client, fresh bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed.Load() {
+		return nil, false, ErrClosed
+	}
+	if c = b.clients[want.ClientID]; c != nil {
+		return c, false, nil
+	}
+	expiry := min(want.Expiry, b.limits.MaxExpiry)
+	if len(b.clients) >= b.limits.Sessions || expiry > 0 && b.journal.full() {
+		return nil, false, ErrBusy
+	}
+	c = &client{
+		b: b, id: strings.Clone(want.ClientID), device: strings.Clone(want.Device), number: b.numbers.Add(1),
+		persistent: expiry > 0, next: 1,
+	}
+	b.clients[c.id] = c
+	return c, true, nil
+}
+
+// forget takes out a session that has ended. Its client id may have another one by now.
+func (b *Broker) forget(c *client) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.clients[c.id] == c {
+		delete(b.clients, c.id)
+	}
+}
+
+// Connect begins a connection of a session: the one with this client id if there is one and want.Clean is not set (present is true
+// then), or a new one. An older connection of the client id is kicked with TakenOver, and its will published or not as section 3.1.4
+// says: not if its delay is not zero and the session goes on. Session.Ticket says when the session is on disk.
+func (b *Broker) Connect(want Connect, conn Conn) (s *Session, present bool, err error) {
+	for {
+		c, fresh, err := b.find(&want)
+		if err != nil {
+			return nil, false, err
+		}
+		s, will, err := c.attach(&want, conn, fresh)
+		if will != nil {
+			b.publishWill(will)
+		}
+		switch {
+		case err != nil:
+			return nil, false, err
+		case s != nil:
+			return s, !fresh, nil
+		}
+		b.forget(c) // it has ended: the next round makes another
+	}
+}
+
+// attach gives the session to a connection. It returns no session if this one has ended.
+func (c *client) attach(want *Connect, conn Conn, fresh bool) (_ *Session, will *Will, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return nil, nil, nil
+	}
+	if !fresh {
+		if c.device != "" && c.device != want.Device {
+			return nil, nil, ErrOwner
+		}
+		over := want.Clean || !c.persistent || c.expiry == 0
+		if old := c.conn; old != nil {
+			c.conn = nil
+			c.b.connected.Add(-1)
+			c.b.metrics.takenOver.Inc()
+			old.conn.Kick(TakenOver) // MQTT-3.1.4-3
+			if c.will != nil && (over || c.will.Delay == 0) {
+				will = c.will
+			}
+			c.unload()
+		} else if over {
+			will = c.will
+		}
+		c.will = nil
+		if over {
+			c.end() // MQTT-3.1.2-4
+			return nil, will, nil
+		}
+		c.b.clock.clear(c)
+	}
+	s := &Session{
+		c: c, conn: conn, version: want.Version, maxPacket: want.MaxPacket, hungry: true, cursor: c.base,
+		window: c.b.limits.InFlight,
+	}
+	if want.ReceiveMaximum > 0 {
+		s.window = min(s.window, int(want.ReceiveMaximum))
+	}
+	c.conn, c.left = s, time.Time{}
+	c.b.connected.Add(1)
+	c.expiry = min(want.Expiry, c.b.limits.MaxExpiry)
+	if want.Will != nil {
+		c.will = want.Will.clone()
+	}
+	if t := c.record(); c.persistent {
+		s.ticket = t
+	}
+	return s, will, nil
+}
+
+func (w *Will) clone() *Will {
+	v := *w
+	v.Message.From, v.Message.PacketID = nil, 0
+	v.Message.Topic = slices.Clone(v.Message.Topic)
+	v.Message.Payload = slices.Clone(v.Message.Payload)
+	v.Message.Properties = slices.Clone(v.Message.Properties)
+	return &v
+}
+
+func (b *Broker) publishWill(w *Will) {
+	b.metrics.wills.Inc()
+	if _, err := b.Publish(&w.Message); err != nil {
+		b.log.Error("will is not published", "topic", string(w.Message.Topic), "error", err)
+	}
+}
+
+func (b *Broker) disconnect(s *Session, reason byte, sendWill bool) {
+	c := s.c
+	c.mu.Lock()
+	if c.conn != s || c.ended {
+		c.mu.Unlock()
+		return
+	}
+	b.connected.Add(-1)
+	if reason == ShuttingDown && sendWill {
+		// The will, and with it what is known of a session that would end now, waits for the next start.
+		c.conn, c.left = nil, time.Now()
+		c.unload()
+		c.record()
+		c.mu.Unlock()
+		return
+	}
+	var will *Will
+	if !sendWill {
+		c.will = nil // MQTT-3.1.2-10
+	}
+	over := !c.persistent || c.expiry == 0
+	if c.will != nil && (over || c.will.Delay == 0) {
+		will, c.will = c.will, nil
+	}
+	if over {
+		c.end()
+		c.mu.Unlock()
+		b.forget(c)
+	} else {
+		c.conn, c.left = nil, time.Now()
+		c.unload()
+		if c.will != nil {
+			c.willAt = c.left.Add(time.Duration(c.will.Delay) * time.Second)
+		}
+		c.record()
+		b.clock.set(c, c.due())
+		c.mu.Unlock()
+	}
+	if will != nil {
+		b.publishWill(will)
+	}
+}
+
+// lapse does what is due to a session without a connection.
+func (b *Broker) lapse(c *client, now time.Time) {
+	c.mu.Lock()
+	if c.ended || c.conn != nil {
+		c.mu.Unlock()
+		return
+	}
+	if now.Before(c.due()) {
+		b.clock.set(c, c.due())
+		c.mu.Unlock()
+		return
+	}
+	will := c.will // it is due, or the session's end is, which it may not outlast (3.1.3.2.2)
+	c.will = nil
+	over := !c.persistent || !now.Before(c.due())
+	if over {
+		c.end()
+	} else {
+		c.record()
+		b.clock.set(c, c.due())
+	}
+	c.mu.Unlock()
+	if over {
+		b.forget(c)
+	}
+	if will != nil {
+		b.publishWill(will)
+	}
+}
+
+// purge removes expired messages from the queue of a session without a connection.
+func (b *Broker) purge(c *client) {
+	now := time.Now().Unix()
+	var expired []entry
+	err := b.store.View(context.Background(), func(r state.Reader) error {
+		return r.Scan(c.keyOf(kindQueue, 0), c.keyOf(kindQueue, extraBit), func(k, v []byte) error {
+			if e, err := parseMessage(v); err == nil && e.m.deadline != 0 && e.m.deadline <= now {
+				e.seq, e.m = sequence(k), nil
+				expired = append(expired, e)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		b.log.Error("mqtt session cannot be read", "client", c.id, "error", err)
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended || c.conn != nil {
+		return // it is being read: what has expired goes on the way
+	}
+	for i := range expired {
+		if e := &expired[i]; e.seq >= c.next {
+			c.settled(e)
+			b.metrics.dropped[dropExpired].Inc()
+		}
+	}
+}
+
+// sweep removes expired retained messages.
+func (b *Broker) sweep() {
+	for _, topic := range b.retained.sweep(time.Now().Unix()) {
+		b.journal.remove(b.retainedKey(topic), true)
+	}
+}
 
 // Durable tells whether what has the ticket is on disk.
-func (b *Broker) Durable(t Ticket) bool { return false }
+func (b *Broker) Durable(t Ticket) bool { return b.journal.durable(t) }
 
 // Wait waits until what has the ticket is on disk. While the disk is full it waits for room; the error is the store's when it is
 // fenced, ErrClosed, or the context's.
-func (b *Broker) Wait(ctx context.Context, t Ticket) error { return nil }
+func (b *Broker) Wait(ctx context.Context, t Ticket) error {
+	if b.journal.durable(t) {
+		return nil
+	}
+	done := make(chan error, 1)
+	b.journal.after(t, func(err error) { done <- err })
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
 
 // After calls f when what has the ticket is on disk, or never will be; at once if it is. f must return soon and not call the broker.
-func (b *Broker) After(t Ticket, f func(error)) {}
+func (b *Broker) After(t Ticket, f func(error)) { b.journal.after(t, f) }
 
-// Kick ends the connection of a client id, if it has one, for instance because its certificate was revoked. With end its session
-// ends too. It tells whether there was a connection.
-func (b *Broker) Kick(clientID string, reason byte, end bool) bool { return false }
+// Kick ends the connection of a client id, if it has one, for instance because its certificate was revoked; its will is published. With
+// end its session ends too. It tells whether there was a connection.
+func (b *Broker) Kick(clientID string, reason byte, end bool) bool {
+	b.mu.Lock()
+	c := b.clients[clientID]
+	b.mu.Unlock()
+	if c == nil {
+		return false
+	}
+	c.mu.Lock()
+	s := c.conn
+	if end {
+		c.expiry = 0
+	}
+	c.mu.Unlock()
+	if s != nil {
+		s.conn.Kick(reason)
+		b.disconnect(s, reason, true)
+		return true
+	}
+	if end {
+		b.lapse(c, time.Now())
+	}
+	return false
+}
 
 // Close stops the broker: what waits for the disk is written, wills are kept for the next start. The front has closed its
 // connections before; those still there are kicked with ShuttingDown.
-func (b *Broker) Close() error { return nil }
-
-// A Session is one connection's hold on its session. When another connection takes the session over, or after Disconnect, its methods
-// do nothing.
-type Session struct{}
-
-// ClientID returns the client id.
-func (s *Session) ClientID() string { return "" }
-
-// Expiry returns the session expiry interval that was granted, in seconds.
-func (s *Session) Expiry() uint32 { return 0 }
-
-// Ticket says when the session and its subscriptions are on disk; CONNACK should wait for it if the session is persistent.
-func (s *Session) Ticket() Ticket { return 0 }
-
-// Subscribe adds or replaces subscriptions and appends a reason code for each to codes: the granted QoS, FilterInvalid or
-// QuotaExceeded. SUBACK should wait for the ticket. Retained messages then come from Pull.
-func (s *Session) Subscribe(subs []Subscription, codes []byte) ([]byte, Ticket) { return codes, 0 }
-
-// Unsubscribe removes subscriptions and appends a reason code for each: Success or NoSubscription. What is queued is still delivered.
-func (s *Session) Unsubscribe(filters []string, codes []byte) ([]byte, Ticket) { return codes, 0 }
-
-// Pull appends up to most packets that are to be sent now, in the order they must be sent; fewer if there are no more, or if the
-// client's receive maximum is used up. Conn.Wake is called after that when there is more. It may read the disk. At the begin of a
-// connection it returns first what an earlier one has sent and the client has not acknowledged.
-func (s *Session) Pull(dst []Delivery, most int) []Delivery { return dst }
-
-// Puback takes a client's PUBACK. It tells whether the identifier was in use for a QoS 1 message.
-func (s *Session) Puback(id uint16, reason byte) bool { return false }
-
-// Pubrec takes a client's PUBREC. The PUBREL comes from Pull when that is on disk; with a reason of 0x80 or more there is none.
-func (s *Session) Pubrec(id uint16, reason byte) {}
-
-// Pubcomp takes a client's PUBCOMP. It tells whether the identifier was in use for a QoS 2 message.
-func (s *Session) Pubcomp(id uint16, reason byte) bool { return false }
-
-// Received notes the packet identifier of a QoS 2 message that the client has sent. dup tells that it was received before and
-// not yet released: the message must be acknowledged again (PUBREC) and not published again. Otherwise the front publishes it with
-// Message.From and PacketID; if it refuses the message instead (PUBREC with 0x80 or more), it calls Released.
-func (s *Session) Received(id uint16) (dup bool) { return false }
-
-// Released forgets the identifier, when PUBREL has come. It tells whether it was known; if not, PUBCOMP says PacketIDNotFound.
-func (s *Session) Released(id uint16) bool { return false }
-
-// SetExpiry changes the session expiry interval, as DISCONNECT may. The front has checked that it was not 0 before
-// (MQTT-3.14.2-2).
-func (s *Session) SetExpiry(seconds uint32) {}
-
-// Disconnect ends the connection. The will is published, after its delay, if sendWill. The session goes on until its expiry; without
-// one it ends now. The reason is for logs.
-func (s *Session) Disconnect(reason byte, sendWill bool) {}
+func (b *Broker) Close() error {
+	b.mu.Lock()
+	if b.closed.Swap(true) {
+		b.mu.Unlock()
+		return nil
+	}
+	var all []*client
+	for _, c := range b.clients {
+		all = append(all, c)
+	}
+	b.mu.Unlock()
+	for _, c := range all {
+		c.mu.Lock()
+		s := c.conn
+		c.mu.Unlock()
+		if s != nil {
+			s.conn.Kick(ShuttingDown)
+			b.disconnect(s, ShuttingDown, true)
+		}
+	}
+	b.clock.close()
+	b.unregister()
+	return b.journal.close()
+}
