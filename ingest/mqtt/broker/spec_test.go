@@ -369,7 +369,7 @@ func TestSpecification(t *testing.T) {
 			w.connect(broker.Connect{ClientID: "a", Clean: true})
 			want(t, "b", b.take(), "")
 		}},
-		{"MQTT-3.8.4-7 shared subscriptions get no retained messages (4.8.2)", func(t *testing.T, w *world) {
+		{"4.8.2 shared subscriptions get no retained messages", func(t *testing.T, w *world) {
 			w.send("x 1 one retain")
 			a := w.clean("a")
 			a.sub(1, "$share/g/x")

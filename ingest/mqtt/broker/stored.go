@@ -129,7 +129,7 @@ func (b *Broker) restore(ctx context.Context, now time.Time) error {
 			}
 			if n := binary.BigEndian.Uint64(k); c == nil || c.number != n {
 				b.restored(c, now)
-				c = &client{b: b, number: n, stored: true, next: 1}
+				c = &client{b: b, number: n, stored: true}
 				b.numbers.Store(max(b.numbers.Load(), n))
 			}
 			if err := c.restore(k[8], k[9:], v); err != nil {
@@ -226,7 +226,7 @@ func (c *client) restoreQueued(seq uint64, v []byte) error {
 	c.bytes += int64(e.size)
 	c.b.queued.Add(int64(e.size))
 	c.expiring = c.expiring || e.m.deadline != 0
-	if !flying && c.next == 1 && seq&extraBit == 0 {
+	if !flying && c.next == 0 && seq&extraBit == 0 {
 		c.next = seq
 	}
 	return nil
@@ -241,7 +241,7 @@ func (b *Broker) restored(c *client, now time.Time) {
 		b.journal.removePrefix(c.prefix(), true)
 		return
 	}
-	if c.next == 1 {
+	if c.next == 0 {
 		c.next = c.last + 1 // nothing but what is in flight
 	}
 	kept := slices.DeleteFunc(c.flight.slice(), func(e entry) bool { return e.size == 0 && !e.released })
