@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"github.com/milepost/milepost/ingest/mqtt/broker"
@@ -26,6 +27,8 @@ type memory struct {
 	mu   sync.Mutex
 	kv   map[string][]byte
 	fail error // of Update
+
+	forgetful bool // keeps nothing, so that it has no memory to be counted
 }
 
 func newMemory() *memory { return &memory{kv: map[string][]byte{}} }
@@ -71,7 +74,9 @@ type memoryTx struct{ m *memory }
 
 func (t memoryTx) Get(k []byte) ([]byte, error) { return t.m.kv[string(k)], nil }
 func (t memoryTx) Set(k, v []byte) error {
-	t.m.kv[string(k)] = append([]byte{}, v...)
+	if !t.m.forgetful {
+		t.m.kv[string(k)] = append([]byte{}, v...)
+	}
 	return nil
 }
 func (t memoryTx) Delete(k []byte) error { delete(t.m.kv, string(k)); return nil }
@@ -111,6 +116,8 @@ type world struct {
 	store  state.Store
 	limits broker.Limits
 	b      *broker.Broker
+
+	registry *prometheus.Registry
 }
 
 // newWorld has a disk that can crash; newTimeless has only memory and suits synctest.
@@ -137,7 +144,11 @@ func (w *world) open() {
 		}
 		w.store = s
 	}
-	b, err := broker.Open(context.Background(), broker.Config{Store: w.store, Limits: w.limits})
+	cfg := broker.Config{Store: w.store, Limits: w.limits}
+	if w.registry != nil {
+		cfg.Metrics = w.registry
+	}
+	b, err := broker.Open(context.Background(), cfg)
 	if err != nil {
 		w.t.Fatal(err)
 	}
