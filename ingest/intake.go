@@ -28,6 +28,7 @@ type Judgement struct {
 	Readings int    // found in it
 	Refused  int    // of them; kept as dead letters with the rest of the submission
 	First    Reason // of the first refusal
+	Line     int    // of the first refusal, from 1
 	Text     string // what is wrong with it
 	Dropped  bool   // promised nothing, and there was no room
 	// Wait is how long the connection must rest, after Submit, because a vehicle is over its rate.
@@ -87,6 +88,15 @@ func (in *Intake) Messages() int { return in.messages }
 // Bytes returns how many bytes of payloads there are so far.
 func (in *Intake) Bytes() int { return in.b.bytes + in.deadSize }
 
+// Size returns how many of InFlightBytes Submit takes, with what of them is reserved.
+func (in *Intake) Size(reserved int64) int64 {
+	if reserved > 0 {
+		return reserved // waiting for more while holding some could be for ever
+	}
+	// A submission larger than everything would wait for ever; it is let in alone.
+	return min(int64(in.b.bytes+perRecord*len(in.b.recs)+in.deadSize), in.p.door.limits.InFlightBytes/2)
+}
+
 func (in *Intake) judged() Judgement {
 	r := &in.receipt
 	if len(in.b.letters) > 0 {
@@ -100,7 +110,7 @@ func (in *Intake) judged() Judgement {
 	if r.Refused > 0 {
 		j.First = r.First
 		if len(r.Problems) > 0 {
-			j.Text = r.Problems[0].Reason
+			j.Text, j.Line = r.Problems[0].Reason, r.Problems[0].Line
 		}
 		clear(r.Problems)
 		r.Problems = r.Problems[:0]
@@ -117,13 +127,11 @@ var ErrClosed = errors.New("ingest: the pipeline is closed")
 func (in *Intake) Submit(ctx context.Context, owner Owner, reserved int64) error {
 	p, b := in.p, in.b
 	b.count()
-	size := int64(b.bytes + perRecord*len(b.recs) + in.deadSize)
+	size := in.Size(reserved)
 	if in.messages == 0 {
 		in.drop()
 		return nil
 	}
-	// A submission larger than everything would wait for ever; it is let in alone.
-	size = max(min(size, p.door.limits.InFlightBytes/2), reserved)
 	if n := size - reserved; n > 0 && !p.door.TryReserve(n) {
 		if err := p.door.Reserve(ctx, n); err != nil {
 			in.drop()

@@ -38,29 +38,30 @@ type conn struct {
 	transport int
 
 	// The reader's.
-	buf       *buffer // nil while there is nothing
-	have      int     // bytes in buf
-	big       bool    // reads fill their buffer
-	tiny      [1]byte // what a TLS connection waits with
-	held      int64   // reserved for the packet under way
-	readErr   error
-	gone      bool // deaf was seen
-	sent      int32
-	version   byte
-	clientID  string
-	from      string // for dead letters
-	principal Principal
-	vehicle   string // the principal's
-	session   *broker.Session
-	aliases   []string
-	clientMax uint32 // the largest packet that the client takes; 0: any
-	problems  bool   // the client wants reason strings
-	expires   int64  // Unix ms; 0: never
-	lastTopic []byte // published to, and good
-	lastMap   *mapping
-	lastFrom  int
-	lastTo    int
-	will      *will // of a mapped topic
+	buf         *buffer // nil while there is nothing
+	have        int     // bytes in buf
+	big         bool    // reads fill their buffer
+	tiny        [1]byte // what a TLS connection waits with
+	held        int64   // reserved for the packet under way
+	readErr     error
+	gone        bool // deaf was seen
+	sent        int32
+	version     byte
+	clientID    string
+	from        string // for dead letters
+	principal   Principal
+	vehicle     string // the principal's
+	session     *broker.Session
+	aliases     []string
+	clientMax   uint32 // the largest packet that the client takes; 0: any
+	problems    bool   // the client wants reason strings
+	expires     int64  // Unix ms; 0: never
+	lastTopic   []byte // published to, and good
+	lastMap     *mapping
+	lastFrom    int
+	lastTo      int
+	lastWill    *will // of a mapped topic
+	keepAliveMS int64
 
 	readWhenReady  func(uintptr) bool // readNow, bound once
 	writeWhenReady func(uintptr) bool // writeNow, bound once
@@ -153,14 +154,17 @@ func (c *conn) Kick(reason byte) { c.end(reason, "") }
 
 // end ends the connection: a client of MQTT 5 is told why, what waits is written for a moment, and then it is closed. The first
 // reason counts.
-func (c *conn) end(code byte, text string) {
+func (c *conn) end(code byte, text string) { c.stop(code, text, true) }
+
+// stop is end; without say no DISCONNECT is sent.
+func (c *conn) stop(code byte, text string, say bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended {
 		return
 	}
 	c.endCode, c.endText, c.ended = code, text, true
-	if c.version >= packet.V5 && c.known != nil && code >= packet.UnspecifiedError {
+	if say && c.version >= packet.V5 && c.known != nil && code >= packet.UnspecifiedError {
 		e := packet.End{Code: code}
 		if text != "" && c.problems && len(text) < 1000 {
 			e.Properties.Has = packet.SetOf(packet.ReasonString)
@@ -423,16 +427,12 @@ func (c *conn) finish(err error) {
 	case errors.As(err, &wrong):
 		c.end(wrong.Code, wrong.Text)
 	case errors.Is(err, errStopped) || s.reading.Err() != nil:
-		c.mu.Lock()
-		c.version5Drained()
-		c.mu.Unlock()
 		c.await(s.ctx, func() bool { return c.acks.len() == 0 })
 		c.end(packet.ServerShuttingDown, "")
 	case errors.Is(err, errSaidGoodbye):
 	default:
 		c.lost()
 	}
-	c.await(s.ctx, func() bool { return false }) // returns at once: ended
 	c.mu.Lock()
 	code, text, session, self := c.endCode, c.endText, c.session, c.endBySelf
 	c.known = nil
@@ -441,11 +441,10 @@ func (c *conn) finish(err error) {
 		return
 	}
 	s.met.versions[c.version-packet.V311].Add(-1)
-	s.met.inFlight.Add(-int64(c.sent - c.settled.Load()))
 	s.met.disconnects.WithLabelValues(reasonName(code)).Inc()
 	send := !self || code != packet.Success
 	session.Disconnect(code, send && code != packet.ServerShuttingDown)
-	if send && c.will != nil && code != packet.ServerShuttingDown && code != packet.SessionTakenOver {
+	if send && c.lastWill != nil && code != packet.ServerShuttingDown && code != packet.SessionTakenOver {
 		c.admitWill()
 	}
 	if s.cfg.Journal != nil {

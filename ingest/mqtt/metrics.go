@@ -21,7 +21,7 @@ func transportName(t int) string { return [...]string{"tcp", "tls", "ws", "wss"}
 type metrics struct {
 	open     [transportCount]atomic.Int64 // connections, CONNECT said or not
 	versions [2]atomic.Int64              // connected, by version: 3.1.1, 5
-	inFlight atomic.Int64                 // messages of QoS 1 and 2 that are not acknowledged
+	inFlight atomic.Int64                 // messages submitted and not settled
 
 	connects      [transportCount]prometheus.Counter
 	refused       *prometheus.CounterVec
@@ -80,7 +80,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	}
 	gauge("clients", "Connected clients, by version of the protocol.", prometheus.Labels{"version": "3.1.1"}, &m.versions[0])
 	gauge("clients", "Connected clients, by version of the protocol.", prometheus.Labels{"version": "5"}, &m.versions[1])
-	gauge("in_flight_messages", "Messages of QoS 1 and 2 received and not yet acknowledged.", nil, &m.inFlight)
+	gauge("in_flight_messages", "Messages submitted to the log and not yet durable.", nil, &m.inFlight)
 	if reg == nil {
 		return m, nil
 	}

@@ -26,7 +26,7 @@ var rooms = map[string]string{
 	"state/statetest":   "state stream",
 	"ingest":            "stream telemetry",
 	"ingest/httpapi":    "ingest stream telemetry",
-	"ingest/mqtt":       "ingest stream telemetry",
+	"ingest/mqtt":       "ingest ingest/mqtt/broker ingest/mqtt/packet stream telemetry",
 
 	"ingest/kinesisapi":             "ingest/kinesisapi/eventstream ingest/kinesisapi/policy ingest/kinesisapi/sigv4 ingest/kinesisapi/wire stream stream/seglog",
 	"ingest/kinesisapi/eventstream": "",
