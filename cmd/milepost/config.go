@@ -67,17 +67,19 @@ type HTTPTLSConfig struct {
 // MQTTConfig is the MQTT door.
 type MQTTConfig struct {
 	Listen         string            `yaml:"listen" default:"127.0.0.1:1883" doc:"address of plain MQTT; empty: none"`
-	TLS            TLSConfig         `yaml:"tls" doc:"MQTT over TLS, when a certificate is given"`
+	WebSocket      string            `yaml:"websocket" doc:"address of MQTT over WebSocket; empty: none"`
+	TLS            MQTTTLS           `yaml:"tls" doc:"MQTT over TLS, when a certificate is given"`
 	Topics         []string          `yaml:"topics" default:"[\"fleet/{vehicle}/telemetry\"]" doc:"topics that carry readings; {vehicle} stands for the vehicle id"`
 	Users          map[string]string `yaml:"users" doc:"user names and passwords; empty: only publishers on this machine are let in"`
 	MaxConnections int               `yaml:"max_connections" default:"50000" doc:"connections at one time"`
 }
 
-// TLSConfig is a listener with a certificate.
-type TLSConfig struct {
-	Listen string `yaml:"listen" default:"127.0.0.1:8883" doc:"address; used only with a certificate"`
-	Cert   string `yaml:"cert" doc:"PEM file with the certificate chain"`
-	Key    string `yaml:"key" doc:"PEM file with the private key"`
+// MQTTTLS is where MQTT is served with a certificate.
+type MQTTTLS struct {
+	Listen    string `yaml:"listen" default:"127.0.0.1:8883" doc:"address; used only with a certificate"`
+	WebSocket string `yaml:"websocket" doc:"address of MQTT over WebSocket over TLS; empty: none; used only with a certificate"`
+	Cert      string `yaml:"cert" doc:"PEM file with the certificate chain"`
+	Key       string `yaml:"key" doc:"PEM file with the private key"`
 }
 
 // KinesisConfig is the Kinesis door.

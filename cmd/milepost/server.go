@@ -28,6 +28,7 @@ import (
 	"github.com/milepost/milepost/ingest/httpapi"
 	"github.com/milepost/milepost/ingest/kinesisapi"
 	"github.com/milepost/milepost/ingest/mqtt"
+	"github.com/milepost/milepost/ingest/mqtt/broker"
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/process"
 	"github.com/milepost/milepost/process/anomaly"
@@ -81,6 +82,7 @@ type server struct {
 	sql       query.Engine
 	admit     *ingest.Admitter
 	formats   *format.Set
+	broker    *broker.Broker
 	mqtt      *mqtt.Server
 	kinesis   *kinesisapi.Door
 	devices   *identity
@@ -401,12 +403,16 @@ func (s *server) openDoors(ctx context.Context, _ vfs.FS) error {
 
 func (s *server) openMQTT(ctx context.Context) error {
 	m := s.cfg.MQTT
-	cfg := mqtt.Config{Address: m.Listen, Topics: m.Topics, MaxConnections: m.MaxConnections, Logger: s.log, Metrics: s.reg}
+	cfg := mqtt.Config{Address: m.Listen, WebSocketAddress: m.WebSocket, MaxConnections: m.MaxConnections, Logger: s.log, Metrics: s.reg}
+	for _, t := range m.Topics {
+		cfg.Topics = append(cfg.Topics, mqtt.Topic{Pattern: t})
+	}
 	if m.TLS.Cert != "" {
 		cert, err := tls.LoadX509KeyPair(m.TLS.Cert, m.TLS.Key)
 		if err != nil {
 			return fmt.Errorf("mqtt.tls: %w", err)
 		}
+		cfg.WebSocketTLSAddress = m.TLS.WebSocket
 		cfg.TLSAddress, cfg.TLS = m.TLS.Listen, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 	}
 	for name, password := range m.Users {
@@ -416,6 +422,11 @@ func (s *server) openMQTT(ctx context.Context) error {
 		return nil
 	}
 	var err error
+	if s.broker, err = broker.Open(ctx, broker.Config{Store: s.state, Log: s.log, Metrics: s.reg}); err != nil {
+		return fmt.Errorf("open MQTT: %w", err)
+	}
+	s.onFailure(s.broker.Close)
+	cfg.Broker = s.broker
 	if s.mqtt, err = mqtt.Open(cfg, s.admit); err != nil {
 		return fmt.Errorf("open MQTT: %w", err)
 	}
@@ -540,6 +551,7 @@ func (s *server) closeDoors(ctx context.Context) error {
 	}
 	if s.mqtt != nil {
 		t.do("close MQTT", func() error { return s.mqtt.Close(ctx) })
+		t.do("close MQTT sessions", s.broker.Close)
 	}
 	if s.kinesis != nil {
 		t.do("close Kinesis", func() error { return s.kinesis.Close(ctx) })
