@@ -3,6 +3,7 @@ package broker_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -314,4 +315,53 @@ func TestWake(t *testing.T) {
 		want(t, "delivered", describe(ds), step)
 		a.ack(ds)
 	}
+}
+
+// What is sent to connections is on no disk, comes to no later connection, and is heard of.
+func TestSend(t *testing.T) {
+	w := newWorld(t, broker.Limits{})
+	w.close()
+	var heard []string
+	say := func(format string, a ...any) { heard = append(heard, fmt.Sprintf(format, a...)) }
+	told := func() string { defer func() { heard = nil }(); return strings.Join(heard, "; ") }
+	w.listening = func(conn uint64, device, filter string) { say("%d %s listens to %s", conn, device, filter) }
+	w.open()
+	send := func(payload string, only uint64) {
+		t.Helper()
+		if err := w.b.Send("x", []byte(payload), time.Time{}, only,
+			func(conn uint64, device string) { say("%d %s took %s", conn, device, payload) },
+			func(conn uint64, device string, reason byte) {
+				say("%d %s acknowledged %s %#x", conn, device, payload, reason)
+			},
+		); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send("nobody", 0)
+	want(t, "told", told(), "")
+	a, _ := w.connect(broker.Connect{ClientID: "a", Device: "truck-a", Expiry: 60})
+	a.sub(1, "x", "#")
+	a.leave()
+	send("away", 0)
+	want(t, "told", told(), "1 truck-a listens to x; 1 truck-a listens to #")
+	a, _ = w.connect(broker.Connect{ClientID: "a", Device: "truck-a", Expiry: 60, ReceiveMaximum: 1})
+	b, _ := w.connect(broker.Connect{ClientID: "b", Device: "truck-b", Clean: true})
+	b.sub(0, "x")
+	w.send("x 1 queued")
+	send("one", 0)
+	send("two", 2)
+	want(t, "told", told(), "2 truck-a listens to x; 2 truck-a listens to #; 3 truck-b listens to x; "+
+		"2 truck-a took one; 3 truck-b took one; 3 truck-b acknowledged one 0x0; 2 truck-a took two")
+	want(t, "b", b.take(), "x=queued q0; x=one q0")
+	ds := a.pull()
+	want(t, "a", describe(ds), "x=one q1")
+	a.ack(ds)
+	want(t, "told", told(), "2 truck-a acknowledged one 0x0")
+	want(t, "a", a.got(), "x=two q1")
+	a.s.Disconnect(broker.Unspecified, true)
+	send("gone", 2)
+	w.restart()
+	want(t, "told", told(), "")
+	a, _ = w.connect(broker.Connect{ClientID: "a", Device: "truck-a", Expiry: 60})
+	want(t, "a, later", a.take(), "x=queued q1")
 }

@@ -117,7 +117,8 @@ type world struct {
 	limits broker.Limits
 	b      *broker.Broker
 
-	registry *prometheus.Registry
+	registry  *prometheus.Registry
+	listening func(conn uint64, device, filter string)
 }
 
 // newWorld has a disk that can crash; newTimeless has only memory and suits synctest.
@@ -144,7 +145,7 @@ func (w *world) open() {
 		}
 		w.store = s
 	}
-	cfg := broker.Config{Store: w.store, Limits: w.limits}
+	cfg := broker.Config{Store: w.store, Limits: w.limits, Listening: w.listening}
 	if w.registry != nil {
 		cfg.Metrics = w.registry
 	}
