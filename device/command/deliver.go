@@ -267,12 +267,14 @@ func (h dueHeap) Swap(i, j int) {
 	h[i].index, h[j].index = i, j
 }
 
+// Push is for container/heap.
 func (h *dueHeap) Push(x any) {
 	e, _ := x.(*entry)
 	e.index = len(*h)
 	*h = append(*h, e)
 }
 
+// Pop is for container/heap.
 func (h *dueHeap) Pop() any {
 	old := *h
 	e := old[len(old)-1]

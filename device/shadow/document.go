@@ -169,7 +169,8 @@ func merge(state, meta, change map[string]any, now int64) (newState, newMeta map
 		if was == nil {
 			wasMeta = nil
 		}
-		if state[k], meta[k] = merge(was, wasMeta, object, now); len(object) > 0 && len(state[k].(map[string]any)) == 0 {
+		is, isMeta := merge(was, wasMeta, object, now)
+		if state[k], meta[k] = is, isMeta; len(object) > 0 && len(is) == 0 {
 			delete(state, k) // nothing but nulls: as if each had been removed
 			delete(meta, k)
 		}

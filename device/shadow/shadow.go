@@ -161,7 +161,7 @@ func (k *Keeper) Handle(ctx context.Context, device, topic string, payload []byt
 	}
 	if f != nil {
 		if f.Code >= 500 {
-			k.cfg.Log.Error("shadow request failed", "device", device, "topic", topic, "error", f.Message)
+			k.cfg.Log.ErrorContext(ctx, "shadow request failed", "device", device, "topic", topic, "error", f.Message)
 		}
 		doc := map[string]any{"code": f.Code, "message": f.Message, "timestamp": time.Now().Unix()}
 		if token != "" {
@@ -238,7 +238,7 @@ func (k *Keeper) load(ctx context.Context, thing, name string) (*document, *Faul
 		return decode(v, d)
 	})
 	if err != nil {
-		k.cfg.Log.Error("shadow cannot be read", "thing", thing, "shadow", name, "error", err)
+		k.cfg.Log.ErrorContext(ctx, "shadow cannot be read", "thing", thing, "shadow", name, "error", err)
 		return nil, fault(500, "Internal service failure")
 	}
 	return d, nil
@@ -308,7 +308,7 @@ func (k *Keeper) Update(ctx context.Context, thing, name string, payload []byte)
 	answer, f = k.update(ctx, thing, name, &r, now)
 	if f == nil && len(r.reported) > 0 && k.cfg.Reported != nil {
 		if err := k.cfg.Reported(ctx, thing, name, encode(r.reported), now); err != nil {
-			k.cfg.Log.Warn("reported state of a shadow is no reading", "thing", thing, "shadow", name, "error", err)
+			k.cfg.Log.WarnContext(ctx, "reported state of a shadow is no reading", "thing", thing, "shadow", name, "error", err)
 		}
 	}
 	return answer, r.token, f
@@ -405,7 +405,7 @@ func (k *Keeper) roomFor(ctx context.Context, thing, name string) *Fault {
 func (k *Keeper) store(ctx context.Context, thing, name string, d *document) *Fault {
 	v := encode(d)
 	if err := k.cfg.Store.Update(ctx, func(tx state.Tx) error { return tx.Set(key(thing, name), v) }); err != nil {
-		k.cfg.Log.Error("shadow is not stored", "thing", thing, "shadow", name, "error", err)
+		k.cfg.Log.ErrorContext(ctx, "shadow is not stored", "thing", thing, "shadow", name, "error", err)
 		return fault(500, "Internal service failure")
 	}
 	return nil
@@ -467,7 +467,7 @@ func (k *Keeper) names(ctx context.Context, thing string, deleted bool) ([]strin
 		})
 	})
 	if err != nil {
-		k.cfg.Log.Error("shadows cannot be read", "thing", thing, "error", err)
+		k.cfg.Log.ErrorContext(ctx, "shadows cannot be read", "thing", thing, "error", err)
 		return nil, fault(500, "Internal service failure")
 	}
 	return names, nil

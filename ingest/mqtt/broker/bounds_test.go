@@ -365,3 +365,54 @@ func TestSend(t *testing.T) {
 	a, _ = w.connect(broker.Connect{ClientID: "a", Device: "truck-a", Expiry: 60})
 	want(t, "a, later", a.take(), "x=queued q1")
 }
+
+// Retained messages go past the queue of a persistent session, and are as safe as what is in it once they are in flight.
+func TestRetainedInFlight(t *testing.T) {
+	w := newWorld(t, broker.Limits{})
+	for _, m := range []string{"x/1 1 one retain", "x/2 2 two retain", "x/3 0 three retain"} {
+		w.send(m)
+	}
+	a, _ := w.connect(broker.Connect{ClientID: "a", Expiry: 60, ReceiveMaximum: 1})
+	a.sub(2, "x/#")
+	w.send("x/9 1 live")
+	first := a.pull() // in any order: they are of different topics
+	a.s.Disconnect(broker.Unspecified, true)
+	a = w.lasting("a") // the rest has waited
+	second := a.pull()
+	all := map[string]bool{}
+	for _, d := range append(first, second...) {
+		all[describe([]broker.Delivery{{Topic: d.Topic, Payload: d.Payload, QoS: d.QoS, Retain: d.Retain}})] = true
+	}
+	for _, m := range []string{"x/1=one q1 retain", "x/2=two q2 retain", "x/3=three q0 retain", "x/9=live q1"} {
+		if !all[m] {
+			t.Errorf("%s is missing in %v", m, all)
+		}
+	}
+	w.restart()
+	a = w.lasting("a")
+	third := a.pull()
+	if len(third) != 3 {
+		t.Errorf("after a restart: %s", describe(third))
+	}
+	for _, d := range third {
+		if !d.Dup || d.Retain == (string(d.Topic) == "x/9") {
+			t.Errorf("%s", describe([]broker.Delivery{d}))
+		}
+	}
+	a.ack(third)
+	a.take()
+	w.restart()
+	want(t, "acknowledged", w.lasting("a").take(), "")
+}
+
+func TestBacklogIsBounded(t *testing.T) {
+	w := newWorld(t, broker.Limits{Retained: 3})
+	w.send("$barrier 1 x retain")
+	w.send("x/1 0 one retain")
+	w.send("x/2 0 two retain")
+	a := w.clean("a")
+	a.sub(0, "#", "+/#", "x/#", "+/+")
+	if ds := a.pull(); len(ds) != 3 {
+		t.Errorf("%d retained messages wait", len(ds))
+	}
+}

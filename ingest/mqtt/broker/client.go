@@ -420,7 +420,7 @@ func (c *client) end() {
 		c.b.queued.Add(-c.bytes)
 	}
 	if c.stored {
-		c.b.journal.removePrefix(c.prefix(), true)
+		c.b.journal.removePrefix(c.prefix())
 	}
 	c.queue.set(nil)
 	c.qos0.set(nil)

@@ -3,6 +3,7 @@ package broker_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -99,7 +100,7 @@ func (t memoryTx) Scan(from, to []byte, f func(k, v []byte) error) error {
 	}
 	slices.Sort(keys)
 	for _, k := range keys {
-		if err := f([]byte(k), t.m.kv[k]); err == state.ErrStop {
+		if err := f([]byte(k), t.m.kv[k]); errors.Is(err, state.ErrStop) {
 			return nil
 		} else if err != nil {
 			return err

@@ -94,6 +94,10 @@ func (s *Session) subscribe(subs []Subscription, codes []byte) ([]byte, Ticket) 
 		codes = append(codes, now.qos)
 		if group == "" && (want.RetainHandling == 0 || want.RetainHandling == 1 && old == nil) { // MQTT-3.3.1-9, -10, -11
 			c.b.retained.match(filter, time.Now().Unix(), func(m *message) {
+				if c.backlog.len() >= c.b.limits.Retained { // a thousand filters that match everything
+					c.b.metrics.dropped[dropQueue].Inc()
+					return
+				}
 				c.backlog.push(held{m: m, id: now.id, qos: min(m.qos, now.qos)})
 			})
 		}
