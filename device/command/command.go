@@ -94,6 +94,7 @@ type Limits struct {
 	Total   int           // the same of all vehicles. Default 100 000
 	History int           // commands of one vehicle that have ended; the oldest is forgotten. Default 200
 	Payload int           // bytes of a payload. Default 64 KiB
+	Bytes   int64         // of the payloads of all commands that have not ended; they are in memory. Default 256 MiB
 	Expiry  time.Duration // of a command that names none. Default 24 h
 	Longest time.Duration // the longest expiry. Default 30 days
 	Finish  time.Duration // how long after its expiry a command that was accepted may take. Default 24 h
@@ -136,6 +137,7 @@ type Desk struct {
 	stop    chan struct{}
 	ended   chan struct{} // closed when run has returned
 	open    atomic.Int64
+	bytes   atomic.Int64  // of the payloads of what is open
 	last    atomic.Uint64 // the last id
 
 	mu       sync.Mutex // guards vehicles and closed
@@ -191,6 +193,9 @@ func Open(ctx context.Context, cfg Config) (*Desk, error) {
 }
 
 func (l *Limits) defaults() {
+	if l.Bytes <= 0 {
+		l.Bytes = 256 << 20
+	}
 	for _, v := range []struct {
 		p *int
 		d int
@@ -299,7 +304,8 @@ func (d *Desk) Issue(ctx context.Context, vehicle string, r Request) (c Command,
 			return Command{}, false, err
 		}
 	}
-	if len(v.open) >= d.cfg.Limits.Open || d.open.Load() >= int64(d.cfg.Limits.Total) {
+	l := &d.cfg.Limits
+	if len(v.open) >= l.Open || d.open.Load() >= int64(l.Total) || d.bytes.Load()+int64(len(r.Payload)) > l.Bytes {
 		d.metrics.refused.Inc()
 		return Command{}, false, ErrFull
 	}
@@ -316,6 +322,7 @@ func (d *Desk) Issue(ctx context.Context, vehicle string, r Request) (c Command,
 	}
 	v.open = append(v.open, e)
 	d.open.Add(1)
+	d.bytes.Add(int64(len(e.Payload)))
 	d.metrics.issued.Inc()
 	d.schedule(e, e.Expires)
 	d.send(v, e, 0)
@@ -394,6 +401,7 @@ func (d *Desk) finish(ctx context.Context, v *vehicle, e *entry, s State, change
 	e.Command = c
 	d.unschedule(e)
 	d.open.Add(-1)
+	d.bytes.Add(-int64(len(c.Payload)))
 	d.metrics.finished(s)
 	return c, nil
 }

@@ -335,12 +335,28 @@ func TestDelivery(t *testing.T) {
 				names = append(names, c.Name)
 			}
 			want(t, "history of two, and what is open", fmt.Sprint(names, err), "[3 2 1] <nil>")
+			half := command.Request{Name: "x", Payload: json.RawMessage(`"` + strings.Repeat("p", 60) + `"`)}
+			for _, crash := range []bool{true, false} {
+				c, _, err := w.d.Issue(t.Context(), "v2", half)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if crash {
+					w.crash(1)
+				}
+				if _, _, err := w.d.Issue(t.Context(), "v3", half); !errors.Is(err, command.ErrFull) {
+					t.Error("bytes of all", err)
+				}
+				if _, err := w.d.Cancel(t.Context(), "v2", c.ID, ""); err != nil {
+					t.Error(err)
+				}
+			}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := command.Limits{Finish: 200 * time.Millisecond}
 			if name == "bounds" {
-				l = command.Limits{Open: 3, History: 2}
+				l = command.Limits{Open: 3, History: 2, Bytes: 100}
 			}
 			test(t, newWorld(t, l))
 		})
@@ -464,5 +480,84 @@ func TestHTTP(t *testing.T) {
 	_, doc := do("GET", all, "")
 	if list, ok := doc["commands"].([]any); !ok || len(list) != 1 {
 		t.Errorf("%v", doc)
+	}
+}
+
+// A device that connects, disappears, acknowledges late or never, answers, and a server that crashes: every command that was issued
+// is answered in the end, or still waits; none is lost, and none comes again after its message was acknowledged on disk.
+func TestCommandsSurviveAnything(t *testing.T) {
+	for seed := range uint64(6) {
+		rng := rand.New(rand.NewPCG(seed, 5))
+		w := newWorld(t, command.Limits{Open: 1000, History: 1000})
+		issued := map[string]command.Command{}
+		got := map[string]int{}
+		settled := map[string]int{} // what it had come to when its acknowledgement was on disk
+		online := false
+		var c conn
+		take := func() {
+			for _, d := range c.s.Pull(nil, 1+rng.IntN(5)) {
+				var doc struct{ ID string }
+				if err := json.Unmarshal(d.Payload, &doc); err != nil {
+					t.Fatal(err)
+				}
+				got[doc.ID]++
+				if n, ok := settled[doc.ID]; ok && got[doc.ID] > n {
+					t.Errorf("seed %d: %s came again", seed, doc.ID)
+				}
+				if rng.IntN(3) > 0 {
+					c.s.Puback(d.PacketID, 0)
+				}
+				if rng.IntN(3) == 0 {
+					w.answer("fleet/v1/commands/"+doc.ID+"/ack", `{"status":"done"}`)
+				}
+			}
+		}
+		for step := range 300 {
+			switch n := rng.IntN(100); {
+			case n < 35:
+				i := w.issue("v1", fmt.Sprint(step))
+				issued[i.ID] = i
+			case n < 70:
+				if online {
+					take()
+				}
+			case n < 80:
+				for id, i := range issued {
+					if now, err := w.d.Command(t.Context(), "v1", id); err != nil {
+						t.Fatalf("%+v: %v", i, err)
+					} else if now.DeliveredAt != nil {
+						if _, ok := settled[id]; !ok {
+							settled[id] = got[id]
+						}
+					}
+				}
+			case n < 96:
+				if online {
+					c.s.Disconnect(broker.Unspecified, true)
+				} else {
+					c = w.connect("v1", uint32(rng.IntN(2)*3600), 1, "fleet/v1/commands")
+				}
+				online = !online
+			default:
+				w.crash(seed*1000 + uint64(step))
+				online = false
+			}
+		}
+		if online {
+			c.s.Disconnect(broker.Unspecified, true)
+		}
+		c = w.connect("v1", 0, 1, "fleet/v1/commands")
+		for _, d := range c.s.Pull(nil, 10000) {
+			var doc struct{ ID string }
+			if err := json.Unmarshal(d.Payload, &doc); err != nil {
+				t.Fatal(err)
+			}
+			got[doc.ID]++
+		}
+		for id, i := range issued {
+			if got[id] == 0 {
+				t.Errorf("seed %d: %s (%s) never came", seed, id, i.Name)
+			}
+		}
 	}
 }

@@ -166,6 +166,7 @@ func (d *Desk) restore(ctx context.Context) error {
 			}
 			held.open = append(held.open, e)
 			d.open.Add(1)
+			d.bytes.Add(int64(len(e.Payload)))
 			when := e.Expires
 			if e.State == Acknowledged {
 				when = when.Add(d.cfg.Limits.Finish)
