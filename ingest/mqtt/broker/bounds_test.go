@@ -3,6 +3,7 @@ package broker_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -313,5 +314,105 @@ func TestWake(t *testing.T) {
 		}
 		want(t, "delivered", describe(ds), step)
 		a.ack(ds)
+	}
+}
+
+// What is sent to connections is on no disk, comes to no later connection, and is heard of.
+func TestSend(t *testing.T) {
+	w := newWorld(t, broker.Limits{})
+	w.close()
+	var heard []string
+	say := func(format string, a ...any) { heard = append(heard, fmt.Sprintf(format, a...)) }
+	told := func() string { defer func() { heard = nil }(); return strings.Join(heard, "; ") }
+	w.listening = func(conn uint64, device, filter string) { say("%d %s listens to %s", conn, device, filter) }
+	w.open()
+	send := func(payload string, only uint64) {
+		t.Helper()
+		if err := w.b.Send("x", []byte(payload), time.Time{}, only,
+			func(conn uint64, device string) { say("%d %s took %s", conn, device, payload) },
+			func(conn uint64, device string, reason byte) {
+				say("%d %s acknowledged %s %#x", conn, device, payload, reason)
+			},
+		); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send("nobody", 0)
+	want(t, "told", told(), "")
+	a, _ := w.connect(broker.Connect{ClientID: "a", Device: "truck-a", Expiry: 60})
+	a.sub(1, "x", "#")
+	a.leave()
+	send("away", 0)
+	want(t, "told", told(), "1 truck-a listens to x; 1 truck-a listens to #")
+	a, _ = w.connect(broker.Connect{ClientID: "a", Device: "truck-a", Expiry: 60, ReceiveMaximum: 1})
+	b, _ := w.connect(broker.Connect{ClientID: "b", Device: "truck-b", Clean: true})
+	b.sub(0, "x")
+	w.send("x 1 queued")
+	send("one", 0)
+	send("two", 2)
+	want(t, "told", told(), "2 truck-a listens to x; 2 truck-a listens to #; 3 truck-b listens to x; "+
+		"2 truck-a took one; 3 truck-b took one; 3 truck-b acknowledged one 0x0; 2 truck-a took two")
+	want(t, "b", b.take(), "x=queued q0; x=one q0")
+	ds := a.pull()
+	want(t, "a", describe(ds), "x=one q1")
+	a.ack(ds)
+	want(t, "told", told(), "2 truck-a acknowledged one 0x0")
+	want(t, "a", a.got(), "x=two q1")
+	a.s.Disconnect(broker.Unspecified, true)
+	send("gone", 2)
+	w.restart()
+	want(t, "told", told(), "")
+	a, _ = w.connect(broker.Connect{ClientID: "a", Device: "truck-a", Expiry: 60})
+	want(t, "a, later", a.take(), "x=queued q1")
+}
+
+// Retained messages go past the queue of a persistent session, and are as safe as what is in it once they are in flight.
+func TestRetainedInFlight(t *testing.T) {
+	w := newWorld(t, broker.Limits{})
+	for _, m := range []string{"x/1 1 one retain", "x/2 2 two retain", "x/3 0 three retain"} {
+		w.send(m)
+	}
+	a, _ := w.connect(broker.Connect{ClientID: "a", Expiry: 60, ReceiveMaximum: 1})
+	a.sub(2, "x/#")
+	w.send("x/9 1 live")
+	first := a.pull() // in any order: they are of different topics
+	a.s.Disconnect(broker.Unspecified, true)
+	a = w.lasting("a") // the rest has waited
+	second := a.pull()
+	all := map[string]bool{}
+	for _, d := range append(first, second...) {
+		all[describe([]broker.Delivery{{Topic: d.Topic, Payload: d.Payload, QoS: d.QoS, Retain: d.Retain}})] = true
+	}
+	for _, m := range []string{"x/1=one q1 retain", "x/2=two q2 retain", "x/3=three q0 retain", "x/9=live q1"} {
+		if !all[m] {
+			t.Errorf("%s is missing in %v", m, all)
+		}
+	}
+	w.restart()
+	a = w.lasting("a")
+	third := a.pull()
+	if len(third) != 3 {
+		t.Errorf("after a restart: %s", describe(third))
+	}
+	for _, d := range third {
+		if !d.Dup || d.Retain == (string(d.Topic) == "x/9") {
+			t.Errorf("%s", describe([]broker.Delivery{d}))
+		}
+	}
+	a.ack(third)
+	a.take()
+	w.restart()
+	want(t, "acknowledged", w.lasting("a").take(), "")
+}
+
+func TestBacklogIsBounded(t *testing.T) {
+	w := newWorld(t, broker.Limits{Retained: 3})
+	w.send("$barrier 1 x retain")
+	w.send("x/1 0 one retain")
+	w.send("x/2 0 two retain")
+	a := w.clean("a")
+	a.sub(0, "#", "+/#", "x/#", "+/+")
+	if ds := a.pull(); len(ds) != 3 {
+		t.Errorf("%d retained messages wait", len(ds))
 	}
 }

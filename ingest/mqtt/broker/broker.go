@@ -86,10 +86,13 @@ type Config struct {
 	Limits  Limits
 	Log     *slog.Logger          // default: discards
 	Metrics prometheus.Registerer // nil: no metrics
+	// Listening, if not nil, is called when a connection has a subscription that it had not before: after Subscribe, and at Connect for
+	// each of a session that goes on. It may call the broker. The connection's number is Send's.
+	Listening func(conn uint64, device, filter string)
 }
 
 // A Conn is what the broker does to a connection. Both methods must return at once and must not call the broker; the broker
-// calls them from any goroutine.
+// calls them from any goroutine, and may do so before Connect has returned.
 type Conn interface {
 	// Wake says that Pull has something.
 	Wake()
@@ -196,7 +199,10 @@ type Broker struct {
 	retained retained
 	scratch  sync.Pool // of *matches
 
+	listening func(conn uint64, device, filter string)
+
 	closed    atomic.Bool
+	conns     atomic.Uint64 // the last connection's number
 	numbers   atomic.Uint64 // the last session's
 	connected atomic.Int64
 	queued    atomic.Int64 // bytes of messages on disk
@@ -246,7 +252,7 @@ func Open(ctx context.Context, cfg Config) (*Broker, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	cfg.Limits.defaults()
-	b := &Broker{store: cfg.Store, limits: cfg.Limits, log: cfg.Log, reg: cfg.Metrics, clients: map[string]*client{}}
+	b := &Broker{store: cfg.Store, limits: cfg.Limits, log: cfg.Log, reg: cfg.Metrics, listening: cfg.Listening, clients: map[string]*client{}}
 	var err error
 	b.journal = newJournal(cfg.Store, cfg.Limits.JournalBytes, cfg.Log)
 	b.clock = newClock(b)
@@ -325,9 +331,23 @@ func (b *Broker) Connect(want Connect, conn Conn) (s *Session, present bool, err
 		case err != nil:
 			return nil, false, err
 		case s != nil:
+			b.resumed(s, fresh)
 			return s, !fresh, nil
 		}
 		b.forget(c) // it has ended: the next round makes another
+	}
+}
+
+// resumed tells what a session that goes on is subscribed to.
+func (b *Broker) resumed(s *Session, fresh bool) {
+	if fresh || b.listening == nil {
+		return
+	}
+	s.c.mu.Lock()
+	subs := slices.Clone(s.c.subs)
+	s.c.mu.Unlock()
+	for _, sub := range subs {
+		b.listening(s.number, s.c.device, sub.filter)
 	}
 }
 
@@ -363,7 +383,7 @@ func (c *client) attach(want *Connect, conn Conn, fresh bool) (_ *Session, will 
 		c.b.clock.clear(c)
 	}
 	s := &Session{
-		c: c, conn: conn, version: want.Version, maxPacket: want.MaxPacket, hungry: true, cursor: c.base,
+		c: c, conn: conn, number: c.b.conns.Add(1), version: want.Version, maxPacket: want.MaxPacket, hungry: true, cursor: c.base,
 		window: c.b.limits.InFlight,
 	}
 	if want.ReceiveMaximum > 0 {

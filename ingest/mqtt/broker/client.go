@@ -38,7 +38,7 @@ type client struct {
 	expiring   bool // some queued message has an expiry
 	purged     time.Time
 	queue      deque[entry]
-	backlog    deque[held] // retained messages to send before the queue
+	backlog    deque[held] // to send before the queue
 
 	// In flight, in the order in which they were or will be sent. Positions count from the begin of the session: the first is base.
 	flight deque[entry]
@@ -54,11 +54,19 @@ type client struct {
 
 const extraBit = 1 << 63
 
-// A held message is a retained one that a new subscription gets.
+// A held message goes past the queue: a retained one that a new subscription gets, or a live one (Broker.Send).
 type held struct {
-	m   *message
-	id  uint32
-	qos byte
+	m    *message
+	id   uint32
+	qos  byte
+	live *live
+}
+
+// A live message is for a connection and not for its session: it is not on disk and ends with the connection.
+type live struct {
+	only  uint64
+	taken func(conn uint64, device string)
+	acked func(conn uint64, device string, reason byte)
 }
 
 // A release is a PUBREL to be sent when its ticket is durable.
@@ -132,6 +140,9 @@ type publication struct {
 	kept     *message // made for the first who needs it in memory
 	deadline int64
 	ticket   Ticket // of what went to disk
+	live     *live  // not nil: of Send
+	took     uint64 // the connection that has the live message now
+	at0      bool   // with QoS 0
 	scratch  *matches
 }
 
@@ -147,7 +158,10 @@ func (c *client) deliver(p *publication, r route) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case c.ended:
+	case c.ended, p.live != nil && (c.conn == nil || p.live.only != 0 && p.live.only != c.conn.number):
+		return false
+	case p.live != nil && r.qos > 0 && c.backlog.len() >= c.b.limits.QueueCount:
+		c.b.metrics.dropped[dropQueue].Inc()
 		return false
 	case r.qos == 0:
 		return c.deliver0(p, r)
@@ -155,6 +169,16 @@ func (c *client) deliver(p *publication, r route) bool {
 	n := p.size()
 	if !c.roomFor(n) {
 		return false
+	}
+	if p.live != nil {
+		h := held{m: p.keep(), qos: 1, live: p.live}
+		if len(r.ids) > 0 {
+			h.id = r.ids[0] // of the server's own messages no client needs more
+		}
+		c.backlog.push(h)
+		p.took = c.conn.number
+		c.wake()
+		return true
 	}
 	e := entry{qos: r.qos, retain: r.retain, size: uint32(n)}
 	if !c.persistent {
@@ -218,6 +242,9 @@ func (c *client) deliver0(p *publication, r route) bool {
 		m.dropped[dropMemory].Inc()
 		return false
 	}
+	if p.live != nil {
+		p.took, p.at0 = c.conn.number, true
+	}
 	c.qos0.push(entry{m: p.keep(), ids: slices.Clone(r.ids), retain: r.retain, size: uint32(n)})
 	c.hold(n)
 	c.wake()
@@ -264,7 +291,7 @@ func (c *client) settled(e *entry) {
 	c.letGo(e)
 	c.count--
 	c.bytes -= int64(e.size)
-	if c.persistent {
+	if c.persistent && e.live == nil {
 		c.b.queued.Add(-int64(e.size))
 		c.b.journal.remove(c.keyOf(kindQueue, e.seq), true)
 	}
@@ -275,7 +302,7 @@ func (c *client) finish(e *entry) {
 	if !e.released {
 		c.settled(e)
 	}
-	if c.persistent {
+	if c.persistent && e.live == nil {
 		c.b.journal.remove(c.keyOf(kindFlight, e.seq), true)
 	}
 	if e.counted && c.conn != nil {
@@ -330,7 +357,7 @@ func (c *client) launch(e entry) {
 		}
 	}
 	e.id = c.lastID
-	if c.persistent {
+	if c.persistent && e.live == nil {
 		e.t = c.store(c.keyOf(kindFlight, e.seq), flightRecord(e.id, 0), e.qos == 1)
 	}
 	c.byID[e.id] = c.base + uint64(c.flight.len())
@@ -352,6 +379,18 @@ func (c *client) inFlight(id uint16) *entry {
 
 // unload forgets what is on disk too, when the connection has ended.
 func (c *client) unload() {
+	for i := 0; i < c.flight.len(); {
+		n := c.flight.len()
+		if e := c.flight.at(i); e.live != nil && !e.gone {
+			c.finish(e)
+		}
+		if c.flight.len() == n { // else it was the first, or they were compacted
+			i++
+		} else {
+			i = 0
+		}
+	}
+	c.backlog.set(slices.DeleteFunc(c.backlog.slice(), func(h held) bool { return h.live != nil }))
 	if c.queue.len() > 0 {
 		c.next = c.queue.front().seq
 	}
@@ -381,7 +420,7 @@ func (c *client) end() {
 		c.b.queued.Add(-c.bytes)
 	}
 	if c.stored {
-		c.b.journal.removePrefix(c.prefix(), true)
+		c.b.journal.removePrefix(c.prefix())
 	}
 	c.queue.set(nil)
 	c.qos0.set(nil)

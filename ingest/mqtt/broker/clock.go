@@ -34,12 +34,14 @@ func (h dueHeap) Swap(i, j int) {
 	h[i].index, h[j].index = i, j
 }
 
+// Push is for container/heap.
 func (h *dueHeap) Push(x any) {
 	a, _ := x.(*appointment)
 	a.index = len(*h)
 	*h = append(*h, a)
 }
 
+// Pop is for container/heap.
 func (h *dueHeap) Pop() any {
 	old := *h
 	a := old[len(old)-1]

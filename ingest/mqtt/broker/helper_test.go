@@ -3,6 +3,7 @@ package broker_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -99,7 +100,7 @@ func (t memoryTx) Scan(from, to []byte, f func(k, v []byte) error) error {
 	}
 	slices.Sort(keys)
 	for _, k := range keys {
-		if err := f([]byte(k), t.m.kv[k]); err == state.ErrStop {
+		if err := f([]byte(k), t.m.kv[k]); errors.Is(err, state.ErrStop) {
 			return nil
 		} else if err != nil {
 			return err
@@ -117,7 +118,8 @@ type world struct {
 	limits broker.Limits
 	b      *broker.Broker
 
-	registry *prometheus.Registry
+	registry  *prometheus.Registry
+	listening func(conn uint64, device, filter string)
 }
 
 // newWorld has a disk that can crash; newTimeless has only memory and suits synctest.
@@ -144,7 +146,7 @@ func (w *world) open() {
 		}
 		w.store = s
 	}
-	cfg := broker.Config{Store: w.store, Limits: w.limits}
+	cfg := broker.Config{Store: w.store, Limits: w.limits, Listening: w.listening}
 	if w.registry != nil {
 		cfg.Metrics = w.registry
 	}

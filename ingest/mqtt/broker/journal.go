@@ -74,12 +74,12 @@ func (j *journal) err() error {
 	return nil
 }
 
-// set, remove and removePrefix return the ticket of the change. Unless it is lazy, it is written without delay.
+// set and remove return the ticket of the change. Unless it is lazy, it is written without delay.
 func (j *journal) set(key, value []byte, lazy bool) Ticket { return j.put(opSet, key, value, lazy) }
 func (j *journal) remove(key []byte, lazy bool) Ticket     { return j.put(opDelete, key, nil, lazy) }
-func (j *journal) removePrefix(key []byte, lazy bool) Ticket {
-	return j.put(opDeletePrefix, key, nil, lazy)
-}
+
+// removePrefix is always lazy: what it removes is no longer looked at.
+func (j *journal) removePrefix(key []byte) { j.put(opDeletePrefix, key, nil, true) }
 
 func (j *journal) put(op byte, key, value []byte, lazy bool) Ticket {
 	j.mu.Lock()

@@ -50,6 +50,7 @@ func (m *Message) keep(deadline int64) *message {
 type entry struct {
 	m    *message // nil: not in memory
 	ids  []uint32 // subscription identifiers
+	live *live    // not nil: it is not on disk
 	seq  uint64   // of a persistent session; its key on disk
 	t    Ticket   // of the last change to its record of flight
 	size uint32

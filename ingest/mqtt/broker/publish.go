@@ -145,3 +145,57 @@ func (b *Broker) share(p *publication, t turn, r *Receipt) {
 	}
 	r.Refused++
 }
+
+// Send hands a message to the connections that listen to its topic now, with QoS 1 or what they asked for. It is not kept for
+// anybody: when a connection ends before it has acknowledged, the sender sends again to the next one, which Config.Listening tells of.
+// So whoever keeps a queue of his own, until somebody has acknowledged, sends nothing twice to a session that has a queue too.
+//
+// only, if not 0, is the number of the one connection that gets it. taken is called for each connection, before Send returns; acked, when
+// it has acknowledged, with its reason code; for a subscription of QoS 0 at once.
+func (b *Broker) Send(
+	topic string, payload []byte, until time.Time, only uint64,
+	taken func(conn uint64, device string), acked func(conn uint64, device string, reason byte),
+) error {
+	if err := CheckTopic([]byte(topic)); err != nil {
+		return err
+	}
+	if b.closed.Load() {
+		return ErrClosed
+	}
+	m := Message{Topic: []byte(topic), Payload: payload, QoS: 1}
+	if !until.IsZero() {
+		m.Expires = true
+		m.Expiry = uint32(max(0, min(time.Until(until)/time.Second, NeverExpires-1)))
+	}
+	sc := new(matches)
+	b.trie.match(m.Topic, sc)
+	for _, t := range sc.shared { // a group is meant as one receiver; who of it is connected gets it
+		for _, s := range sc.ring[t.from:t.to] {
+			if s.c.online() {
+				sc.subs = append(sc.subs, s)
+				break
+			}
+		}
+	}
+	slices.SortFunc(sc.subs, func(a, b *sub) int { return cmp.Compare(a.c.number, b.c.number) })
+	p := publication{
+		Message: &m, deadline: m.deadline(time.Now()), scratch: sc, live: &live{only: only, taken: taken, acked: acked},
+	}
+	for subs := sc.subs; len(subs) > 0; {
+		n := 1
+		for n < len(subs) && subs[n].c == subs[0].c {
+			n++
+		}
+		var r Receipt
+		p.took, p.at0 = 0, false
+		b.send(&p, subs[:n], &r)
+		if device := subs[0].c.device; p.took != 0 {
+			taken(p.took, device)
+			if p.at0 {
+				acked(p.took, device, Success)
+			}
+		}
+		subs = subs[n:]
+	}
+	return nil
+}

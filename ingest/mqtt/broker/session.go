@@ -14,6 +14,7 @@ import (
 type Session struct {
 	c         *client
 	conn      Conn
+	number    uint64 // names the connection
 	version   byte
 	window    int // messages of QoS 1 and 2 that may be unacknowledged
 	maxPacket uint32
@@ -43,6 +44,19 @@ func (s *Session) Ticket() Ticket { return s.ticket }
 // Subscribe adds or replaces subscriptions and appends a reason code for each to codes: the granted QoS, FilterInvalid or
 // QuotaExceeded. SUBACK should wait for the ticket. Retained messages then come from Pull.
 func (s *Session) Subscribe(subs []Subscription, codes []byte) ([]byte, Ticket) {
+	n := len(codes)
+	codes, t := s.subscribe(subs, codes)
+	if listening := s.c.b.listening; listening != nil {
+		for i, code := range codes[n:] {
+			if code < Unspecified {
+				listening(s.number, s.c.device, subs[i].Filter)
+			}
+		}
+	}
+	return codes, t
+}
+
+func (s *Session) subscribe(subs []Subscription, codes []byte) ([]byte, Ticket) {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -80,7 +94,11 @@ func (s *Session) Subscribe(subs []Subscription, codes []byte) ([]byte, Ticket) 
 		codes = append(codes, now.qos)
 		if group == "" && (want.RetainHandling == 0 || want.RetainHandling == 1 && old == nil) { // MQTT-3.3.1-9, -10, -11
 			c.b.retained.match(filter, time.Now().Unix(), func(m *message) {
-				c.backlog.push(held{m, now.id, min(m.qos, now.qos)})
+				if c.backlog.len() >= c.b.limits.Retained { // a thousand filters that match everything
+					c.b.metrics.dropped[dropQueue].Inc()
+					return
+				}
+				c.backlog.push(held{m: m, id: now.id, qos: min(m.qos, now.qos)})
 			})
 		}
 	}
@@ -230,7 +248,7 @@ func (s *Session) launch(dst []Delivery, want int, now int64) (_ []Delivery, mor
 	for n := len(dst); n < want && len(dst) < want && c.live < s.window; n++ {
 		if c.backlog.len() > 0 {
 			h := c.backlog.pop()
-			e := entry{m: h.m, qos: h.qos, retain: true, size: uint32(h.m.size())}
+			e := entry{m: h.m, qos: h.qos, retain: h.live == nil, live: h.live, size: uint32(h.m.size())}
 			if h.id != 0 {
 				e.ids = []uint32{h.id}
 			}
@@ -259,12 +277,12 @@ func (s *Session) launch(dst []Delivery, want int, now int64) (_ []Delivery, mor
 	return dst, more
 }
 
-// adopt launches a retained message of QoS 1 or 2. It goes past the queue, so its sequence number is from another range.
+// adopt launches a held message of QoS 1 or 2. It goes past the queue, so its sequence number is from another range.
 func (c *client) adopt(e entry) {
 	c.count++
 	c.bytes += int64(e.size)
 	c.hold(int64(e.size))
-	if c.persistent {
+	if c.persistent && e.live == nil {
 		c.extra++
 		e.seq = extraBit | c.extra
 		m := e.m
@@ -457,17 +475,26 @@ func (s *Session) loadQueue(now int64) bool {
 }
 
 // Puback takes a client's PUBACK. It tells whether the identifier was in use for a QoS 1 message.
-func (s *Session) Puback(id uint16, _ byte) bool {
+func (s *Session) Puback(id uint16, reason byte) bool {
+	live, ok := s.puback(id)
+	if live != nil {
+		live.acked(s.number, s.c.device, reason)
+	}
+	return ok
+}
+
+func (s *Session) puback(id uint16) (*live, bool) {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.inFlight(id)
 	if c.conn != s || e == nil || e.qos != 1 {
-		return false
+		return nil, false
 	}
 	c.b.metrics.acked.Inc()
+	told := e.live
 	c.finish(e)
-	return true
+	return told, true
 }
 
 // maxStrayReleases bounds answers to PUBRECs of identifiers that are not in use.

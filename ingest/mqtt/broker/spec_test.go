@@ -324,7 +324,9 @@ func TestSpecification(t *testing.T) {
 			b.sub(1, "x")
 			for i := range 700 { // more than a session has in memory
 				m := "n" + strings.Repeat("i", i%7) + string(rune('a'+i%26))
-				w.b.Publish(&broker.Message{Topic: []byte("x"), QoS: 1, Payload: []byte(m)})
+				if _, err := w.b.Publish(&broker.Message{Topic: []byte("x"), QoS: 1, Payload: []byte(m)}); err != nil {
+					t.Fatal(err)
+				}
 				all = append(all, "x="+m+" q1")
 			}
 			want(t, "memory", a.take(), strings.Join(all, "; "))

@@ -238,7 +238,7 @@ func (b *Broker) restored(c *client, now time.Time) {
 		return
 	}
 	if c.id == "" || b.clients[c.id] != nil {
-		b.journal.removePrefix(c.prefix(), true)
+		b.journal.removePrefix(c.prefix())
 		return
 	}
 	if c.next == 0 {
@@ -267,7 +267,7 @@ func (b *Broker) restored(c *client, now time.Time) {
 			c.willAt = grace
 		}
 	} else if !c.persistent {
-		b.journal.removePrefix(c.prefix(), true)
+		b.journal.removePrefix(c.prefix())
 		return
 	}
 	b.clients[c.id] = c

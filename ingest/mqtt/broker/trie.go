@@ -223,7 +223,6 @@ type matches struct {
 	shared []turn
 	ring   []*sub // the members of the groups in shared
 	ids    []uint32
-	key    []byte
 	value  []byte
 }
 
