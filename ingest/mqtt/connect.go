@@ -151,6 +151,7 @@ func (c *conn) begin(version byte, principal Principal, session *broker.Session,
 	}
 	c.keepAliveMS = keepAlive.Milliseconds() * 3 / 2
 	c.resetAllowed()
+	c.woken = c.woken || answer.Present // what waits for the session
 	if !c.ended {
 		c.out = answer.Append(c.out, version)
 	}

@@ -159,7 +159,7 @@ type device struct {
 
 func text(s string) []byte { return append(binary.BigEndian.AppendUint16(nil, uint16(len(s))), s...) }
 
-func packet(first byte, parts ...[]byte) []byte {
+func raw(first byte, parts ...[]byte) []byte {
 	var body []byte
 	for _, p := range parts {
 		body = append(body, p...)
@@ -199,7 +199,7 @@ func (d *device) connect(id, user, password string) byte {
 		parts = append(parts, text(user), text(password))
 	}
 	parts[1][1] = flags
-	d.send(packet(0x10, parts...))
+	d.send(raw(0x10, parts...))
 	first, body := d.read()
 	if first != 0x20 || len(body) != 2 {
 		d.t.Fatalf("want CONNACK, got %x %x", first, body)
@@ -223,7 +223,7 @@ func publishPacket(qos byte, id uint16, dup bool, topic, payload string) []byte 
 	if qos > 0 {
 		parts = append(parts, binary.BigEndian.AppendUint16(nil, id))
 	}
-	return packet(first, append(parts, []byte(payload))...)
+	return raw(first, append(parts, []byte(payload))...)
 }
 
 func (d *device) publish(qos byte, id uint16, topic, payload string) {

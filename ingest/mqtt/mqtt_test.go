@@ -329,7 +329,7 @@ func TestSubscriptions(t *testing.T) {
 	}
 	f := func(filter string, want byte) {
 		t.Helper()
-		d.send(packet(0x82, []byte{0, 1}, text(filter), []byte{0}))
+		d.send(raw(0x82, []byte{0, 1}, text(filter), []byte{0}))
 		first, body := d.read()
 		if first != 0x90 || len(body) != 3 || body[2] != want {
 			t.Errorf("SUBSCRIBE %s: %x %x, want %x", filter, first, body, want)
@@ -407,12 +407,12 @@ func TestCloseGivesUp(t *testing.T) {
 func TestWill(t *testing.T) {
 	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
 	v1 := w.device("v1")
-	v1.send(packet(0x82, []byte{0, 1}, text("fleet/v1/#"), []byte{0}))
+	v1.send(raw(0x82, []byte{0, 1}, text("fleet/v1/#"), []byte{0}))
 	if first, body := v1.read(); first != 0x90 || body[2] != 0 {
 		t.Fatalf("SUBACK %x %x", first, body)
 	}
 	d := dial(t, w.server.Addr())
-	d.send(packet(0x10, text("MQTT"), []byte{4, 0x06 | 0x20, 0, 60}, text("d1"), text("fleet/v1/telemetry"), text(`{"status":"lost"}`)))
+	d.send(raw(0x10, text("MQTT"), []byte{4, 0x06 | 0x20, 0, 60}, text("d1"), text("fleet/v1/telemetry"), text(`{"status":"lost"}`)))
 	if first, body := d.read(); first != 0x20 || body[1] != 0 {
 		t.Fatalf("CONNACK %x %x", first, body)
 	}
@@ -461,7 +461,7 @@ func TestTLS(t *testing.T) {
 	d.publish(1, 1, "fleet/v1/telemetry", `{"x":"`+strings.Repeat("x", 50_000)+`"}`)
 	d.wantAck(1)
 	plain := dial(t, w.server.TLSAddr())
-	plain.send(packet(0x10, text("MQTT"), []byte{4, 2, 0, 60}, text("d2"))) // does not speak TLS
+	plain.send(raw(0x10, text("MQTT"), []byte{4, 2, 0, 60}, text("d2"))) // does not speak TLS
 	for {
 		if _, err := plain.in.ReadByte(); err != nil { // after an alert, which is TLS's to send
 			break

@@ -207,7 +207,9 @@ func TestForbidden(t *testing.T) {
 			t.Errorf("%s: %x %q: %v, want %#x", statement, first, body, err, code)
 		}
 	}
-	connect5 := func(flags byte, rest string) string { return "\x00\x04MQTT\x05" + string(rune(flags)) + "\x00\x3c" + rest }
+	connect5 := func(flags byte, rest string) string {
+		return "\x00\x04MQTT\x05" + string(rune(flags)) + "\x00\x3c" + rest
+	}
 	connect4 := func(flags byte, rest string) string {
 		return string(append([]byte("\x00\x04MQTT\x04"), flags)) + "\x00\x3c" + rest
 	}
