@@ -165,6 +165,10 @@ func (b *batch) element(elem []byte, index int) bool {
 		return true
 	}
 	vehicle := b.reading.Vehicle
+	if p.May != nil && !p.May(vehicle) {
+		b.refuse(elem, line, Mismatch, fmt.Sprintf("the sender may not report for vehicle %q: see its policy", vehicle))
+		return true
+	}
 	if b.door.rates != nil || b.door.volumes != nil {
 		debt := p.Wait != nil || b.hold
 		wait := b.door.wait(vehicle, len(elem), b.now.UnixNano(), debt)

@@ -248,6 +248,8 @@ type Payload struct {
 	Vehicle string // the vehicle as topic or path name it; "" if only the payload says
 	From    string // remote address or client id, for dead letters
 	Topic   string // the topic it came by, for dead letters; "" if there is none
+	// May tells whether the sender may report for a vehicle; nil: for any that Vehicle leaves open.
+	May func(vehicle string) bool
 	// Wait, while it lives, makes Admit wait until a device that is over its rate may send again. nil: throttle its readings.
 	Wait context.Context //nolint:containedctx // of this payload, not of the call: payloads share a call
 	// Line is added to line numbers: where in the sender's body this part began.

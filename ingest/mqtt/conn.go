@@ -50,7 +50,9 @@ type conn struct {
 	clientID    string
 	from        string // for dead letters
 	principal   Principal
-	vehicle     string // the principal's
+	vehicle     string                    // the principal's
+	mayReport   func(vehicle string) bool // of a gateway; nil: any vehicle
+	heard       func(time.Time)           // nil: nobody asks
 	session     *broker.Session
 	aliases     []string
 	clientMax   uint32 // the largest packet that the client takes; 0: any
@@ -263,6 +265,10 @@ func (c *conn) refuseTLS(t *tls.Conn, err error) {
 		return
 	}
 	state := t.ConnectionState()
+	if j, ok := c.server.cfg.Journal.(handshakes); ok {
+		j.HandshakeFailed(c.nc.RemoteAddr(), err)
+		return
+	}
 	c.server.cfg.Journal.Refused(&Credentials{TLS: &state, Remote: c.nc.RemoteAddr()}, &Refusal{Class: "tls", Text: err.Error()})
 }
 

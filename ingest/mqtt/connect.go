@@ -100,6 +100,12 @@ func (c *conn) welcome(p *packet.Connect) error {
 	c.problems = !p.Properties.Has.Has(packet.RequestProblemInfo) || p.Properties.RequestProblemInfo == 1
 	c.clientMax = p.Properties.MaximumPacketSize
 	c.vehicle = principal.Vehicle()
+	if g, ok := principal.(gateway); ok && c.vehicle == "" {
+		c.mayReport = g.MayReport
+	}
+	if h, ok := principal.(listened); ok {
+		c.heard = h.Heard
+	}
 	session, present, err := s.broker.Connect(begin, c)
 	switch {
 	case errors.Is(err, broker.ErrOwner):

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/milepost/milepost/ingest"
 	"github.com/milepost/milepost/ingest/mqtt/broker"
@@ -124,6 +125,9 @@ func (c *conn) admit(s *scratch, topic []byte, a *ack) (later bool, err error) {
 			c.refuse(s, full, "", ingest.WrongTopic, "no mapping has the topic of this Basic Ingest message: publish to a mapped one", a)
 			return false, nil
 		}
+		if server.cfg.Special != nil {
+			server.cfg.Special(c.principal, string(topic), p.Payload)
+		}
 		s.in.Pass()
 	}
 	if len(full) != len(topic) { // Basic Ingest goes to the rules, past the broker
@@ -177,7 +181,7 @@ func (c *conn) reading(s *scratch, topic, full []byte, a *ack) bool {
 		}
 		vehicle = c.vehicle
 	}
-	s.payload = ingest.Payload{Data: p.Payload, Vehicle: vehicle, From: c.from, Topic: view(full)}
+	s.payload = ingest.Payload{Data: p.Payload, Vehicle: vehicle, From: c.from, Topic: view(full), May: c.mayReport}
 	if m.convert != nil {
 		out, unread, err := m.convert(s.json[:0], view(topic), vehicle, p.Payload)
 		if err != nil {
@@ -251,6 +255,9 @@ func (c *conn) special(s *scratch, topic []byte, a *ack) error {
 func (c *conn) submit(s *scratch) error {
 	if s.in == nil {
 		return nil
+	}
+	if c.heard != nil {
+		c.heard(time.UnixMilli(c.server.clock.Load()))
 	}
 	in, wait := s.in, s.wait
 	s.in, s.wait = nil, 0

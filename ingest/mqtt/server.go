@@ -50,13 +50,17 @@ type Config struct {
 	// Authenticator tells who connects. nil: Users; without any, and without Anonymous, only connections from this machine are let
 	// in, and those whose client certificate TLS has verified.
 	Authenticator Authenticator
-	Users         []User
+	// Guests lets clients in beside those of the Authenticator, on connections without TLS and without a certificate: Users, and
+	// without any, clients of this machine.
+	Guests bool
+	Users  []User
 	// Anonymous lets clients connect from anywhere without a user name.
 	Anonymous bool
 	// Journal hears of connections and refusals. nil: nobody does.
 	Journal Journal
-	// Special gets what is published to topics that begin with $aws/, but for Basic Ingest, once the policy allows it. It must not
-	// block; what it does not handle is refused.
+	// Special gets what is published to topics that begin with $aws/, but for Basic Ingest, and to topics that no mapping has, once
+	// the policy allows it, before it is acknowledged. Its connection waits for it. A topic of the first kind that it does not handle
+	// is refused; one of the second goes to subscribers either way.
 	Special func(p Principal, topic string, payload []byte) (handled bool)
 	// MaxConnections bounds open connections, those not yet authenticated included. Default 100,000.
 	MaxConnections int
@@ -172,6 +176,8 @@ func Open(cfg Config, admit *ingest.Admitter) (*Server, error) {
 	}
 	if s.auth == nil {
 		s.auth = local
+	} else if cfg.Guests {
+		s.auth = &hospitable{members: cfg.Authenticator, guests: local}
 	}
 	if s.met, err = newMetrics(cfg.Metrics); err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package mqtt
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -152,3 +153,44 @@ func stripBasicIngest(topic []byte) ([]byte, bool) {
 
 // view is b as a string, good as long as b.
 func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// A Mapping is a list of Topics for those who get messages from elsewhere than the door.
+type Mapping struct{ all mappings }
+
+// NewMapping checks topics.
+func NewMapping(topics []Topic) (*Mapping, error) {
+	all, err := parseMappings(topics)
+	if err != nil {
+		return nil, err
+	}
+	return &Mapping{all}, nil
+}
+
+// Filters returns the MQTT filters that match the mapping's topics.
+func (m *Mapping) Filters() []string {
+	out := make([]string, len(m.all))
+	for i := range m.all {
+		levels := slices.Clone(m.all[i].levels)
+		for j, l := range levels {
+			if l == vehicleLevel {
+				levels[j] = "+"
+			}
+		}
+		out[i] = strings.Join(levels, "/")
+	}
+	return out
+}
+
+// Readings turns a message into readings; false: no Topic matches. The vehicle is that of the topic, "" if it names none.
+func (m *Mapping) Readings(topic string, payload []byte) (vehicle string, data []byte, unread []ingest.Unread, ok bool, err error) {
+	found, from, to := m.all.find(topic)
+	if found == nil {
+		return "", nil, nil, false, nil
+	}
+	vehicle = topic[from:to]
+	if found.convert == nil {
+		return vehicle, payload, nil, true, nil
+	}
+	data, unread, err = found.convert(nil, topic, vehicle, payload)
+	return vehicle, data, unread, true, err
+}
