@@ -144,8 +144,9 @@ type Desk struct {
 	vehicles map[string]*vehicle
 	closed   bool
 
-	queues sync.Mutex // guards the two below; a leaf
-	acks   []ack      // at most one for each time a command was sent
+	queues sync.Mutex          // guards those below; a leaf
+	acks   []ack               // at most one for each time a command was sent
+	noted  map[string]struct{} // ids of commands that were acknowledged, until that is stored
 	due    dueHeap
 }
 
@@ -178,7 +179,7 @@ func Open(ctx context.Context, cfg Config) (*Desk, error) {
 	}
 	cfg.Limits.defaults()
 	d := &Desk{
-		cfg: cfg, vehicles: map[string]*vehicle{},
+		cfg: cfg, vehicles: map[string]*vehicle{}, noted: map[string]struct{}{},
 		wake: make(chan struct{}, 1), stop: make(chan struct{}), ended: make(chan struct{}),
 	}
 	if err := d.restore(ctx); err != nil {

@@ -92,7 +92,7 @@ func (d *Desk) Listening(conn uint64, device, filter string) {
 			return
 		}
 		for _, e := range slices.Clone(v.open) {
-			if (e.State == Queued || e.State == Sent && e.DeliveredAt == nil) && e.conn != conn && time.Now().Before(e.Expires) {
+			if (e.State == Queued || e.State == Sent) && !d.acknowledged(e) && e.conn != conn && time.Now().Before(e.Expires) {
 				d.send(v, e, conn)
 			}
 		}
@@ -124,8 +124,21 @@ type ack struct {
 func (d *Desk) acknowledge(a ack) {
 	d.queues.Lock()
 	d.acks = append(d.acks, a)
+	d.noted[a.id] = struct{}{}
 	d.queues.Unlock()
 	d.rouse()
+}
+
+// acknowledged tells that a command need not be sent again, though that may not be stored yet: a device that has acknowledged and
+// connects again at once is faster than the disk.
+func (d *Desk) acknowledged(e *entry) bool {
+	if e.DeliveredAt != nil {
+		return true
+	}
+	d.queues.Lock()
+	defer d.queues.Unlock()
+	_, ok := d.noted[e.id]
+	return ok
 }
 
 func (d *Desk) rouse() {
@@ -142,6 +155,11 @@ func (d *Desk) delivered(acks []ack) {
 	slices.SortFunc(acks, func(a, b ack) int { return strings.Compare(a.vehicle, b.vehicle) }) // locks are taken in this order
 	var held []*vehicle
 	defer func() {
+		d.queues.Lock()
+		for _, a := range acks {
+			delete(d.noted, a.id)
+		}
+		d.queues.Unlock()
 		for _, v := range held {
 			d.release(v)
 		}
