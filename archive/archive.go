@@ -202,7 +202,9 @@ func (a *Archive) Close(ctx context.Context) error {
 	a.mu.Unlock()
 	a.stop()
 	a.done.Wait()
-	return a.Flush(ctx)
+	err := a.Flush(ctx)
+	// A compaction that the end came upon has left what it replaced: others read the directory as it is, and would see rows twice.
+	return errors.Join(err, a.removeObsolete(ctx))
 }
 
 // Root is the directory below which all objects are.
