@@ -220,6 +220,7 @@ func (c *call) access(resource string) error {
 		return nil
 	case policy.Deny:
 		return &fault{http.StatusForbidden, typeAccessDenied, c.denied(action, resource) + "with an explicit deny in a policy"}
+	case policy.None:
 	}
 	return &fault{http.StatusForbidden, typeAccessDenied, c.denied(action, resource) + "because no identity-based policy allows the " + action + " action"}
 }

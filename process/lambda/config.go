@@ -154,7 +154,7 @@ func (c *FunctionConfig) check(name string) (errs []error) {
 	return errs
 }
 
-func (m *MappingConfig) check() (errs []error) {
+func (c *MappingConfig) check() (errs []error) {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	between := func(key string, v, lo, hi int) {
 		if v < lo || v > hi {
@@ -166,73 +166,73 @@ func (m *MappingConfig) check() (errs []error) {
 			fail("%s: %s: use whole seconds up to %s", key, d, time.Duration(most)*time.Second)
 		}
 	}
-	if m.Stream == "" {
+	if c.Stream == "" {
 		fail("stream: missing: name the stream")
 	}
-	between("batch_size", m.BatchSize, 1, maxBatch)
-	seconds("batch_window", m.BatchWindow, maxWindow)
-	between("parallelization_factor", m.Parallel, 1, maxParallel)
-	between("max_retries", m.MaxRetries, -1, maxRetries)
-	seconds("max_age", m.MaxAge, maxAge)
-	if m.MaxAge > 0 && m.MaxAge < minAge*time.Second {
-		fail("max_age: %s: use 1m to 7d, or 0s for none", m.MaxAge)
+	between("batch_size", c.BatchSize, 1, maxBatch)
+	seconds("batch_window", c.BatchWindow, maxWindow)
+	between("parallelization_factor", c.Parallel, 1, maxParallel)
+	between("max_retries", c.MaxRetries, -1, maxRetries)
+	seconds("max_age", c.MaxAge, maxAge)
+	if c.MaxAge > 0 && c.MaxAge < minAge*time.Second {
+		fail("max_age: %s: use 1m to 7d, or 0s for none", c.MaxAge)
 	}
-	seconds("tumbling_window", m.Tumbling, maxTumbling)
-	if m.Tumbling > 0 && m.Parallel > 1 {
-		fail("parallelization_factor: %d: a tumbling window needs 1", m.Parallel)
+	seconds("tumbling_window", c.Tumbling, maxTumbling)
+	if c.Tumbling > 0 && c.Parallel > 1 {
+		fail("parallelization_factor: %d: a tumbling window needs 1", c.Parallel)
 	}
-	if m.Tumbling > 0 && m.Overflow.Policy == string(process.OverflowSpill) {
+	if c.Tumbling > 0 && c.Overflow.Policy == string(process.OverflowSpill) {
 		fail("overflow.policy: spill would bring records to a tumbling window too late: use sample or pause")
 	}
-	if _, err := m.startTime(); err != nil {
+	if _, err := c.startTime(); err != nil {
 		errs = append(errs, err)
 	}
-	if len(m.Filters) > pattern.MaxFilters {
-		fail("filters: %d: use up to %d", len(m.Filters), pattern.MaxFilters)
+	if len(c.Filters) > pattern.MaxFilters {
+		fail("filters: %d: use up to %d", len(c.Filters), pattern.MaxFilters)
 	}
-	for i, f := range m.Filters {
+	for i, f := range c.Filters {
 		if err := checkPattern(f); err != nil {
 			fail("filters[%d]: %w", i, err)
 		}
 	}
-	if m.OnFailure != "" {
-		if _, err := parseTarget(m.OnFailure, true); err != nil {
+	if c.OnFailure != "" {
+		if _, err := parseTarget(c.OnFailure, true); err != nil {
 			fail("on_failure: %w", err)
 		}
 	}
-	switch p := process.OverflowPolicy(m.Overflow.Policy); p {
+	switch p := process.OverflowPolicy(c.Overflow.Policy); p {
 	case process.OverflowNone:
 	case process.OverflowSample, process.OverflowSpill, process.OverflowPause:
-		if m.Overflow.MaxAge <= 0 && m.Overflow.MaxLag <= 0 {
+		if c.Overflow.MaxAge <= 0 && c.Overflow.MaxLag <= 0 {
 			fail("overflow: policy %s needs a bound: give max_age or max_lag", p)
 		}
-		if p == process.OverflowSample && m.Overflow.OneIn < 2 {
-			fail("overflow.one_in: %d: use 2 or more", m.Overflow.OneIn)
+		if p == process.OverflowSample && c.Overflow.OneIn < 2 {
+			fail("overflow.one_in: %d: use 2 or more", c.Overflow.OneIn)
 		}
 	default:
 		fail("overflow.policy: %q is not known: use spill, sample or pause", p)
 	}
-	if m.Breaker.Failures < 0 || m.Breaker.Pause < 0 {
+	if c.Breaker.Failures < 0 || c.Breaker.Pause < 0 {
 		fail("breaker: negative values make no sense: remove them for the defaults")
 	}
 	return errs
 }
 
-func (m *MappingConfig) startTime() (time.Time, error) {
-	switch m.Start {
+func (c *MappingConfig) startTime() (time.Time, error) {
+	switch c.Start {
 	case startOldest, startLatest:
-		if m.StartTime != "" {
-			return time.Time{}, fmt.Errorf("start_time: it goes with start: AT_TIMESTAMP, and start is %s", m.Start)
+		if c.StartTime != "" {
+			return time.Time{}, fmt.Errorf("start_time: it goes with start: AT_TIMESTAMP, and start is %s", c.Start)
 		}
 		return time.Time{}, nil
 	case startAt:
-		t, err := time.Parse(time.RFC3339, m.StartTime)
+		t, err := time.Parse(time.RFC3339, c.StartTime)
 		if err != nil {
-			return t, fmt.Errorf("start_time: %q is not a time: write 2026-01-02T15:04:05Z", m.StartTime)
+			return t, fmt.Errorf("start_time: %q is not a time: write 2026-01-02T15:04:05Z", c.StartTime)
 		}
 		return t, nil
 	}
-	return time.Time{}, fmt.Errorf("start: %q is not known: use TRIM_HORIZON, LATEST or AT_TIMESTAMP", m.Start)
+	return time.Time{}, fmt.Errorf("start: %q is not known: use TRIM_HORIZON, LATEST or AT_TIMESTAMP", c.Start)
 }
 
 // checkPattern tells what is wrong with a filter pattern.

@@ -1,15 +1,18 @@
 package lambda
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/milepost/milepost/process"
+	"github.com/milepost/milepost/process/lambda/runtime"
 	"github.com/milepost/milepost/stream"
 )
 
@@ -129,4 +132,31 @@ func BenchmarkEvent(b *testing.B) {
 		e.build(&src, shardName{"shardId-000000000001", 1, 1.7e9}, recs, nil)
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/record")
+}
+
+// BenchmarkHandle is what a mapping adds to an invocation: the event, a function that does nothing, and its answer read.
+func BenchmarkHandle(b *testing.B) {
+	recs := testRecords(1000, 199)
+	for i := range recs {
+		recs[i].Shard = "shardId-000000000001"
+	}
+	fn := &function{name: "f", invoker: idle{}}
+	h := &running{fn: fn, def: &definition{Handler: "f@s"}, src: testSource(), reading: reading{report: true}, result: &atomic.Pointer[string]{}}
+	h.shards = map[stream.ShardID]shardName{recs[0].Shard: {recs[0].Shard, 1, 1.7e9}}
+	h.events.New = func() any { return &event{} }
+	in := &process.Invocation{ID: "f@s/shardId-000000000001/0/1-1000", Attempt: 1, Shard: recs[0].Shard, Records: recs}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := h.Handle(b.Context(), in); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/record")
+}
+
+// An idle function answers at once.
+type idle struct{ runtime.Invoker }
+
+func (idle) Invoke(context.Context, *runtime.Request) (*runtime.Response, error) {
+	return &runtime.Response{Payload: []byte(`{"batchItemFailures":[]}`)}, nil
 }

@@ -103,22 +103,22 @@ type parcel struct {
 func failureKind(mapping string) string { return "lambda-failure/" + mapping }
 
 // effect makes the effect that brings a failure to its destination.
-func (m *running) effect(f *process.Failure) (state.Effect, error) {
-	shard, err := m.shard(m.ctx, f.Shard)
+func (h *running) effect(f *process.Failure) (state.Effect, error) {
+	shard, err := h.shard(h.ctx, f.Shard)
 	if err != nil {
 		return state.Effect{}, err
 	}
-	d := document(f, m.functionARN, m.streamARN, shard)
-	p := parcel{Target: m.def.OnFailure, At: f.At, Key: string(f.Shard)}
-	t, err := parseTarget(m.def.OnFailure, true)
+	d := document(f, h.functionARN, h.streamARN, shard)
+	p := parcel{Target: h.def.OnFailure, At: f.At, Key: string(f.Shard)}
+	t, err := parseTarget(h.def.OnFailure, true)
 	if err != nil {
 		return state.Effect{}, err
 	}
 	if t.kind == toBucket || t.kind == toDir {
 		at := f.At.UTC()
-		p.Name = fmt.Sprintf("aws/lambda/%s/%s/%s/%s-%s", m.def.UUID, f.Shard, at.Format("2006/01/02"), at.Format("2006-01-02T15.04.05"), requestID(f.ID))
+		p.Name = fmt.Sprintf("aws/lambda/%s/%s/%s/%s-%s", h.def.UUID, f.Shard, at.Format("2006/01/02"), at.Format("2006-01-02T15.04.05"), requestID(f.ID))
 		payload := append(make([]byte, 0, 1024), `{"Records":`...)
-		payload, _ = m.src.appendRecords(payload, nil, shard, f.Records)
+		payload, _ = h.src.appendRecords(payload, nil, shard, f.Records)
 		d.Payload = append(payload, '}')
 	}
 	if p.Document, err = json.Marshal(&d); err != nil {
@@ -128,5 +128,5 @@ func (m *running) effect(f *process.Failure) (state.Effect, error) {
 	if err != nil {
 		return state.Effect{}, fmt.Errorf("write failure document %s: %w", f.ID, err)
 	}
-	return state.Effect{ID: f.ID, Kind: failureKind(m.def.UUID), Data: data}, nil
+	return state.Effect{ID: f.ID, Kind: failureKind(h.def.UUID), Data: data}, nil
 }

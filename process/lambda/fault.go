@@ -71,23 +71,27 @@ func asFault(err error) *fault {
 
 // body writes an error as the service model has it: some types spell Message with a small letter.
 func (f *fault) body() []byte {
-	who := "User"
+	var doc struct {
+		Reason  string `json:",omitempty"`
+		Type    string `json:",omitempty"`
+		Message string `json:",omitempty"`
+		Small   string `json:"message,omitempty"`
+	}
+	doc.Type = "User"
 	if f.status >= http.StatusInternalServerError {
-		who = "Service"
+		doc.Type = "Service"
 	}
-	doc := map[string]string{"Type": who}
 	switch f.typ {
-	case typeInvalid, typeConflict, typeContent, typeTooLarge, typeThrottled:
-		doc["message"] = f.message
+	case typeInvalid, typeConflict, typeContent, typeTooLarge:
+		doc.Small = f.message
+	case typeThrottled:
+		doc.Small, doc.Reason = f.message, "ReservedFunctionConcurrentInvocationLimitExceeded"
 	case typeValidation, typeUnknown:
-		doc = map[string]string{"message": f.message}
+		doc.Small, doc.Type = f.message, ""
 	case typeAccessDenied:
-		doc = map[string]string{"Message": f.message}
+		doc.Message, doc.Type = f.message, ""
 	default:
-		doc["Message"] = f.message
-	}
-	if f.typ == typeThrottled {
-		doc["Reason"] = "ReservedFunctionConcurrentInvocationLimitExceeded"
+		doc.Message = f.message
 	}
 	b, err := json.Marshal(doc)
 	if err != nil {

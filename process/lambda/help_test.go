@@ -87,7 +87,7 @@ func newBench(t *testing.T, functions Functions) *bench {
 		if t.Failed() {
 			t.Log(out.String())
 		}
-		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+		http.DefaultClient.CloseIdleConnections()
 	})
 	return b
 }

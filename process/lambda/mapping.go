@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,14 +52,13 @@ type reset struct {
 }
 
 // beginLocked starts the conductor of a mapping.
-func (r *Registry) beginLocked(d *definition) *mapping {
+func (r *Registry) beginLocked(d *definition) {
 	m := &mapping{r: r, uuid: d.UUID, def: d, state: stateCreating, woken: make(chan struct{}, 1), ended: make(chan struct{})}
 	if d.Deleting {
 		m.state = stateDeleting
 	}
 	r.mappings[d.UUID] = m
 	r.work.Go(m.conduct) // Close waits
-	return m
 }
 
 func (m *mapping) wake() {
@@ -321,15 +319,6 @@ func (m *mapping) failures() *courier {
 			})
 		},
 	}
-}
-
-// short is a name for people: the function and what it reads.
-func (d *definition) short() string {
-	if d.Consumer == "" {
-		return d.Function + " on " + d.Stream
-	}
-	_, consumer, _ := strings.Cut(d.Consumer, "/consumer/")
-	return d.Function + " on " + d.Stream + " as " + consumer
 }
 
 // move moves a mapping that does not run.

@@ -76,6 +76,7 @@ func (r *Registry) Redrive(ctx context.Context, uuid string, doc *FailureDocumen
 		return report, v.fromDir(ctx, r.cfg.FS.PathJoin(r.cfg.Buckets, t.name))
 	case toDir:
 		return report, v.fromDir(ctx, t.name)
+	case toHTTP:
 	}
 	return report, errors.New("redrive: documents that were posted are not kept here: send the document with the request")
 }
@@ -371,7 +372,7 @@ func (v *redrive) shard(ctx context.Context, log stream.Log, id stream.ShardID, 
 func (v *redrive) parcel(ctx context.Context, data []byte) error {
 	var doc FailureDocument
 	if json.Unmarshal(data, &doc) != nil || doc.RequestContext.FunctionARN != v.h.functionARN || doc.Batch.StreamARN != v.h.streamARN {
-		return nil
+		return nil //nolint:nilerr // somebody else's
 	}
 	if _, err := v.document(ctx, &doc); err != nil {
 		if ctx.Err() != nil {
@@ -386,7 +387,7 @@ func (v *redrive) parcel(ctx context.Context, data []byte) error {
 func (v *redrive) letter(ctx context.Context, data []byte) error {
 	var l stream.DeadLetter
 	if json.Unmarshal(data, &l) != nil || l.Source != "function "+v.h.def.Handler {
-		return nil
+		return nil //nolint:nilerr // somebody else's
 	}
 	if l.Position == "" {
 		return v.parcel(ctx, l.Data)

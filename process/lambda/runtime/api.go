@@ -223,8 +223,7 @@ func (p *process) serveResponse(w http.ResponseWriter, r *http.Request, id strin
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
-		resp = &Response{FunctionError: unhandled, Payload: document{ErrorType: typeTooLarge,
-			ErrorMessage: fmt.Sprintf("Response payload size exceeded maximum allowed payload size (%d bytes).", maxPayload)}.json()}
+		resp = &Response{FunctionError: unhandled, Payload: tooLargeDocument()}
 	case err != nil:
 		refuse(w, http.StatusBadRequest, "TruncatedHTTPRequest", "HTTP request detected as truncated")
 		return

@@ -41,6 +41,13 @@ func failure(id, kind, message string) []byte {
 	return document{ErrorType: kind, ErrorMessage: "RequestId: " + id + " Error: " + message}.json()
 }
 
+func tooLargeDocument() []byte {
+	return document{
+		ErrorType:    typeTooLarge,
+		ErrorMessage: fmt.Sprintf("Response payload size exceeded maximum allowed payload size (%d bytes).", maxPayload),
+	}.json()
+}
+
 func timeoutText(after time.Duration) string {
 	return "Task timed out after " + strconv.FormatFloat(after.Seconds(), 'f', 2, 64) + " seconds"
 }

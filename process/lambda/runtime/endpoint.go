@@ -188,8 +188,7 @@ func (e *endpoint) post(ctx context.Context, id string, in *Request, now time.Ti
 	case code < 200 || code > 299:
 		return nil, fmt.Errorf("endpoint answered %s: %.500q", resp.Status, bytes.TrimSpace(answer))
 	case len(answer) > maxPayload:
-		return &Response{FunctionError: unhandled, Payload: document{ErrorType: typeTooLarge,
-			ErrorMessage: fmt.Sprintf("Response payload size exceeded maximum allowed payload size (%d bytes).", maxPayload)}.json()}, nil
+		return &Response{FunctionError: unhandled, Payload: tooLargeDocument()}, nil
 	}
 	return &Response{Payload: answer}, nil
 }
@@ -214,6 +213,7 @@ func sign(body, secret []byte, at time.Time) string {
 	return "t=" + t + ",v1=" + hex.EncodeToString(h.Sum(nil))
 }
 
+// Status counts the requests.
 func (e *endpoint) Status() Status {
 	s := e.status()
 	s.Limit, s.Busy = e.limit, e.busy()

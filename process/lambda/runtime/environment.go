@@ -14,10 +14,10 @@ import (
 )
 
 //go:embed bootstrap/bootstrap.py
-var bootstrapPython []byte //nolint:gochecknoglobals // embedded
+var bootstrapPython []byte
 
 //go:embed bootstrap/bootstrap.mjs
-var bootstrapNode []byte //nolint:gochecknoglobals // embedded
+var bootstrapNode []byte
 
 // reserved are the variables that a function may not choose, as Lambda has them. Region and credentials are missing from the list:
 // there is no execution role here that would give them.

@@ -149,3 +149,11 @@ func eventually(t testing.TB, what string, ok func() bool) {
 }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func logs(inv Invoker, most int) []Line {
+	l, ok := inv.(Logged)
+	if !ok {
+		return nil
+	}
+	return l.Logs(0, most)
+}

@@ -33,6 +33,7 @@ func NewFunc(c Config, fn Func, d Deps) (Invoker, error) {
 	return &inProcess{fn: fn, timeout: time.Duration(c.Timeout), slots: newSlots(c.Concurrency), stats: newStats(d.Metrics, c.Name)}, nil
 }
 
+// Invoke calls the func.
 func (f *inProcess) Invoke(ctx context.Context, req *Request) (*Response, error) {
 	id, err := req.check()
 	if err != nil {
@@ -82,8 +83,7 @@ func (f *inProcess) call(ctx context.Context, req *Request) (payload, doc []byte
 		return nil, document{ErrorType: typeName(err), ErrorMessage: err.Error()}.json()
 	}
 	if len(payload) > maxPayload {
-		return nil, document{ErrorType: typeTooLarge,
-			ErrorMessage: fmt.Sprintf("Response payload size exceeded maximum allowed payload size (%d bytes).", maxPayload)}.json()
+		return nil, tooLargeDocument()
 	}
 	if len(payload) == 0 {
 		payload = []byte("null")
@@ -103,12 +103,14 @@ func typeName(err error) string {
 	return t.Name()
 }
 
+// Status counts the calls.
 func (f *inProcess) Status() Status {
 	s := f.status()
 	s.Limit, s.Busy = f.limit, f.busy()
 	return s
 }
 
+// Close waits for the calls under way.
 func (f *inProcess) Close(ctx context.Context) error { return f.close(ctx) }
 
 // slots limit the invocations of functions that have no processes.

@@ -84,7 +84,7 @@ type ThrottledError struct {
 func (e *ThrottledError) Error() string { return "function is throttled: " + e.Reason }
 
 // Is makes errors.Is(err, ErrThrottled) true.
-func (e *ThrottledError) Is(target error) bool { return target == ErrThrottled } //nolint:errorlint // this is what Is is for
+func (e *ThrottledError) Is(target error) bool { return target == ErrThrottled }
 
 // Logged is implemented by invokers that keep what the function writes.
 type Logged interface {

@@ -89,7 +89,7 @@ func TestPython(t *testing.T) {
 	if len(r.Log) > 4<<10 || !strings.Contains(string(r.Log), "line 4999 ") {
 		t.Errorf("tail of %d bytes: %s", len(r.Log), r.Log)
 	}
-	if lines := inv.(Logged).Logs(0, 3); len(lines) != 3 || !strings.HasPrefix(lines[1].Text, "END") || lines[2].RequestID != "request-1" {
+	if lines := logs(inv, 3); len(lines) != 3 || !strings.HasPrefix(lines[1].Text, "END") || lines[2].RequestID != "request-1" {
 		t.Errorf("lines %+v", lines)
 	}
 	failing(t, inv, `{"do":"huge"}`, "Function.ResponseSizeTooLarge", "Response payload size exceeded maximum allowed payload size (6291556 bytes).")

@@ -54,6 +54,14 @@ func start(t *testing.T, change ...func(*Config)) *speaker {
 	return s
 }
 
+func (s *speaker) pool() *pool {
+	p, ok := s.inv.(*pool)
+	if !ok {
+		s.t.Fatalf("%T", s.inv)
+	}
+	return p
+}
+
 func (s *speaker) invoke(id string) {
 	s.done = make(chan result, 1)
 	go func() { // ends before Close does
@@ -203,7 +211,9 @@ func TestProtocol(t *testing.T) {
 	}
 	defer conn.Close()
 	_, _ = io.WriteString(conn, "POST /2018-06-01/runtime/invocation/twelve/response HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{}")
-	_ = conn.(*net.TCPConn).CloseWrite()
+	if c, ok := conn.(*net.TCPConn); ok {
+		_ = c.CloseWrite()
+	}
 	got, _ := io.ReadAll(conn)
 	if !bytes.HasPrefix(got, []byte("HTTP/1.1 400 ")) || !bytes.Contains(got, []byte(`{"errorMessage":"HTTP request detected as truncated","errorType":"TruncatedHTTPRequest"}`)) {
 		t.Errorf("truncated: %s", got)
@@ -236,7 +246,7 @@ func TestLostConnection(t *testing.T) {
 		}
 		return conn
 	}
-	p := s.inv.(*pool)
+	p := s.pool()
 	waiting := func() *waiter {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -253,8 +263,8 @@ func TestLostConnection(t *testing.T) {
 	if b, _ := io.ReadAll(io.LimitReader(first, 12)); string(b) != "HTTP/1.1 403" {
 		t.Errorf("the first request got %s", b)
 	}
-	first.Close()
-	second.Close()
+	_ = first.Close()
+	_ = second.Close()
 	eventually(t, "second request has gone", func() bool { return waiting() == nil })
 	s.invoke("two")
 	if _, _, h := s.do("GET", "/runtime/invocation/next", ""); h.Get("Lambda-Runtime-Aws-Request-Id") != "two" {
@@ -271,7 +281,7 @@ func TestWorkAfterAnswer(t *testing.T) {
 	s.want("POST", "/runtime/invocation/one/response", "1", 202, ok)
 	s.ends("", "1")
 	s.invoke("two") // the first process never asks again
-	b, err := os.ReadFile(filepath.Join(s.inv.(*pool).prog.root, "api"))
+	b, err := os.ReadFile(filepath.Join(s.pool().prog.root, "api"))
 	if err != nil {
 		t.Fatal(err)
 	}
