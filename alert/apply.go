@@ -161,7 +161,7 @@ func Retire(tx state.Tx, vehicle string, keep func(rule string) bool, at int64, 
 	prefix := appendVehicle([]byte(openPrefix), vehicle)
 	var gone []string
 	err := tx.Scan(prefix, state.PrefixEnd(prefix), func(k, v []byte) error {
-		if !keep(string(k[len(prefix):])) {
+		if name := string(k[len(prefix):]); !raised(name) && !keep(name) {
 			gone = append(gone, string(v))
 		}
 		return nil

@@ -32,7 +32,7 @@ pub -q 1 -t "queue/$v" -m "while you were away"
 want queued "$(sub -i "s-$v" -c -q 1 -t "queue/$v" -C 1)" "while you were away"
 
 # A command, by HTTP, to a device with a certificate.
-tls="-h localhost -p $MILEPOST_MQTT_TLS --cafile $MILEPOST_DEVICES/ca.pem --cert $MILEPOST_DEVICES/truck-mosq.pem --key $MILEPOST_DEVICES/truck-mosq.key -i truck-mosq"
+tls="-h localhost -p $MILEPOST_MQTT_TLS --cafile $MILEPOST_DEVICES/root.crt --cert $MILEPOST_DEVICES/truck-mosq.crt --key $MILEPOST_DEVICES/truck-mosq.key -i truck-mosq"
 # shellcheck disable=SC2086
 mosquitto_sub $tls -W 15 -q 1 -t fleet/truck-mosq/commands -C 1 >"$dir/command" &
 sleep 1

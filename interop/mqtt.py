@@ -18,7 +18,7 @@ from awscrt import mqtt5
 from awsiot import mqtt5_client_builder
 
 HTTP, PORT, TLS = os.environ["MILEPOST_HTTP"], int(os.environ["MILEPOST_MQTT"]), int(os.environ["MILEPOST_MQTT_TLS"])
-FILES = pathlib.Path(os.environ["MILEPOST_DEVICES"])  # ca.pem, and <device>.pem and .key of truck-sdk
+FILES = pathlib.Path(os.environ["MILEPOST_DEVICES"])  # root.crt, and <device>.crt and .key of truck-sdk
 run = uuid.uuid4().hex[:6]
 
 
@@ -69,8 +69,8 @@ class Device:
     def __init__(self, name, client_id, cert):
         self.up, self.failed, self.error = threading.Event(), threading.Event(), None
         self.client = mqtt5_client_builder.mtls_from_path(
-            endpoint="localhost", port=TLS, client_id=client_id, ca_filepath=str(FILES / "ca.pem"),
-            cert_filepath=str(FILES / f"{cert}.pem"), pri_key_filepath=str(FILES / f"{cert}.key"),
+            endpoint="localhost", port=TLS, client_id=client_id, ca_filepath=str(FILES / "root.crt"),
+            cert_filepath=str(FILES / f"{cert}.crt"), pri_key_filepath=str(FILES / f"{cert}.key"),
             on_lifecycle_connection_success=lambda _: self.up.set(), on_lifecycle_connection_failure=self.fail,
         )
         self.client.start()

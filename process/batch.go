@@ -137,7 +137,7 @@ func (b *batcher) again() (segment, error) {
 	if len(seg.recs) == 0 {
 		seg.to = b.l.checkpoint // retention, or a new filter, has left nothing of it
 	}
-	return seg, nil //nolint:nilerr // what was read comes first; b.err is for the next call
+	return seg, nil
 }
 
 // fill reads until it has records of the lane's own, others' have been skipped for long enough, or the deadline has passed.
@@ -176,7 +176,10 @@ func (b *batcher) fill(deadline time.Time) error {
 // fits returns how many records make a batch, at least one if there is any, and their bytes.
 func fits(recs []stream.Record, o *Options, most, bytes int) (n, size int) {
 	for n < len(recs) && n < most {
-		s := o.payload(&recs[n])
+		s := len(recs[n].Data)
+		if o.Payload != nil {
+			s = o.Payload(&recs[n])
+		}
 		if n > 0 && size+s > bytes {
 			break
 		}

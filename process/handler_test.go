@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -118,24 +119,39 @@ func TestHandlerFailures(t *testing.T) {
 		given []string
 	}{
 		{
-			"retried whole, then given up whole", process.Options{MaxAttempts: 3}, poisoned, "a X b",
-			[]string{"1: a X b", "2: a X b", "3: a X b"}, []string{"RetryAttemptsExhausted after 3: a X b"},
+			"retried whole, then given up whole",
+			process.Options{MaxAttempts: 3},
+			poisoned, "a X b",
+			[]string{"1: a X b", "2: a X b", "3: a X b"},
+			[]string{"RetryAttemptsExhausted after 3: a X b"},
 		},
 		{
-			"no retries", process.Options{MaxAttempts: 1, BatchSize: 2}, poisoned, "a X b",
-			[]string{"1: a X", "1: b"}, []string{"RetryAttemptsExhausted after 1: a X"},
+			"no retries",
+			process.Options{MaxAttempts: 1, BatchSize: 2},
+			poisoned, "a X b",
+			[]string{"1: a X", "1: b"},
+			[]string{"RetryAttemptsExhausted after 1: a X"},
 		},
 		{
-			"bisected: a split costs no attempt, each half begins afresh, left first", process.Options{MaxAttempts: 2, Bisect: true}, poisoned, "a b X c",
-			[]string{"1: a b X c", "1: a b", "1: X c", "1: X", "2: X", "1: c"}, []string{"RetryAttemptsExhausted after 2: X"},
+			"bisected: a split costs no attempt, each half begins afresh, left first",
+			process.Options{MaxAttempts: 2, Bisect: true},
+			poisoned, "a b X c",
+			[]string{"1: a b X c", "1: a b", "1: X c", "1: X", "2: X", "1: c"},
+			[]string{"RetryAttemptsExhausted after 2: X"},
 		},
 		{
-			"partly failed: what precedes is done, the rest is retried and that counts", process.Options{MaxAttempts: 3}, partly, "a b X c",
-			[]string{"1: a b X c", "2: X c", "3: X c"}, []string{"RetryAttemptsExhausted after 3: X c"},
+			"partly failed: what precedes is done, the rest is retried and that counts",
+			process.Options{MaxAttempts: 3},
+			partly, "a b X c",
+			[]string{"1: a b X c", "2: X c", "3: X c"},
+			[]string{"RetryAttemptsExhausted after 3: X c"},
 		},
 		{
-			"partly failed and bisected: split at that record, the rest afresh", process.Options{MaxAttempts: 2, Bisect: true}, partly, "a b X c d",
-			[]string{"1: a b X c d", "1: X c d", "1: X", "2: X", "1: c d"}, []string{"RetryAttemptsExhausted after 2: X"},
+			"partly failed and bisected: split at that record, the rest afresh",
+			process.Options{MaxAttempts: 2, Bisect: true},
+			partly, "a b X c d",
+			[]string{"1: a b X c d", "1: X c d", "1: X", "2: X", "1: c d"},
+			[]string{"RetryAttemptsExhausted after 2: X"},
 		},
 		{
 			"an unknown record fails all", process.Options{MaxAttempts: 2}, func(context.Context, *process.Invocation) (process.Result, error) {
@@ -241,9 +257,10 @@ func TestHandlerAge(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		b.putAll("e")
 		var gone failures
-		down := true
+		var down atomic.Bool
+		down.Store(true)
 		h := &handler{name: "f", f: func(context.Context, *process.Invocation) (process.Result, error) {
-			if down {
+			if down.Load() {
 				return process.Result{}, errors.New("down")
 			}
 			return process.Result{}, nil
@@ -255,7 +272,7 @@ func TestHandlerAge(t *testing.T) {
 			}})
 		})
 		time.Sleep(50 * time.Second)
-		down = false
+		down.Store(false)
 		b.caughtUp(r)
 		b.stop(r)
 		want(t, h.made(), "1: c d e", "2: c d e", "3: c d e", "4: c d e", "5: e", "6: e", "7: e")

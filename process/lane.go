@@ -225,13 +225,14 @@ func (l *lane) choose(raw []stream.Record) []stream.Record {
 	l.own = l.own[:0]
 	filtered := uint64(0)
 	for i := range raw {
-		switch {
-		case l.of > 1 && laneOf(raw[i].Key, l.of) != l.n:
-		case filter != nil && !filter(&raw[i]):
-			filtered++
-		default:
-			l.own = append(l.own, raw[i])
+		if l.of > 1 && laneOf(raw[i].Key, l.of) != l.n {
+			continue
 		}
+		if filter != nil && !filter(&raw[i]) {
+			filtered++
+			continue
+		}
+		l.own = append(l.own, raw[i])
 	}
 	if filtered > 0 {
 		l.mu.Lock()

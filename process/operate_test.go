@@ -280,10 +280,11 @@ func TestBreaker(t *testing.T) {
 		b := newBench(t, 3)
 		put(b.log, 60, key, data)
 		clk := newClock()
-		down := true
+		var down atomic.Bool
+		down.Store(true)
 		h := &handler{name: "f", f: func(context.Context, *process.Invocation) (process.Result, error) {
 			clk.note("call")
-			if down {
+			if down.Load() {
 				return process.Result{}, errors.New("down")
 			}
 			return process.Result{}, nil
@@ -299,7 +300,7 @@ func TestBreaker(t *testing.T) {
 			t.Errorf("breaker %s", show(br))
 		}
 		time.Sleep(45 * time.Second) // a probe at 1m fails
-		down = false
+		down.Store(false)
 		time.Sleep(time.Minute)
 		if br := r.Status(t.Context())[0].Breaker; br.State != process.BreakerClosed || br.Opened != 2 {
 			t.Errorf("breaker %s", show(br))

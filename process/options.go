@@ -202,14 +202,6 @@ func (o *Options) fillHandler(cfg *Config) error {
 	return nil
 }
 
-// payload returns how many bytes a record takes in a batch.
-func (o *Options) payload(r *stream.Record) int {
-	if o.Payload != nil {
-		return o.Payload(r)
-	}
-	return len(r.Data)
-}
-
 // backoff returns how long to wait after failure n, which counts from 0.
 func backoff(lo, hi time.Duration, n int) time.Duration {
 	top := hi

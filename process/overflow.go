@@ -58,11 +58,12 @@ func (m *mapping) exceeded(s segment) (bool, error) {
 	over := why != "" && !m.spared
 	if over != m.over {
 		m.over = over
-		msg := "overflow policy is at work"
-		if !over {
-			msg = "overflow has ended"
+		log := l.r.cfg.Logger.With("function", l.f.name, "shard", l.shard, "lane", l.n, "policy", m.o.Overflow.Policy)
+		if over {
+			log.Warn("overflow policy is at work", "reason", why)
+		} else {
+			log.Info("overflow has ended")
 		}
-		l.r.cfg.Logger.Warn(msg, "function", l.f.name, "shard", l.shard, "lane", l.n, "policy", m.o.Overflow.Policy, "reason", why)
 		l.mu.Lock()
 		l.stat.Overflow = ""
 		if over {
@@ -157,8 +158,14 @@ func (m *mapping) putOff(s segment) error {
 	l := m.l
 	sp := l.spill
 	tip, err := l.r.tip(l.r.read, l.shard)
-	if err != nil || tip <= s.to || sp.left() >= maxRanges {
-		return nil // no use to put off the last batch; and an error is for the next look
+	switch {
+	case err != nil && l.r.read.Err() != nil:
+		return errStopping
+	case err != nil:
+		l.failed(fmt.Errorf("look for overflow: %w", err))
+		return nil
+	case tip <= s.to || sp.left() >= maxRanges:
+		return nil // no use to put off the last batch
 	}
 	r := spillRange{From: l.checkpoint, To: tip, Lane: l.n, Lanes: l.of, Records: -1}
 	if t := l.r.tipper; t != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,8 +37,8 @@ func TestOverflowSample(t *testing.T) {
 				o := process.Options{BatchSize: 100, Overflow: process.Overflow{Policy: process.OverflowSample, MaxLag: 1000, OneIn: 4, WholeKeys: keys}}
 				r := b.start(func(r *process.Runner) error { return r.AddHandler(h, o) })
 				b.caughtUp(r)
-				st := lane0(r)
 				b.stop(r)
+				st := lane0(r)
 				// 3,500 are sampled: it ends at half of the bound.
 				if st.Sampled < 2400 || st.Sampled > 2800 || st.Records+st.Sampled != 4000 || st.Overflow != "" {
 					t.Errorf("status %s", show(st))
@@ -150,9 +151,9 @@ func TestOverflowSpillStuck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, 1)
 		clk := newClock()
-		mended := false
+		var mended atomic.Bool
 		h := &handler{name: "f", f: func(_ context.Context, in *process.Invocation) (process.Result, error) {
-			if strings.Contains(words(in.Records), "X") && !mended {
+			if strings.Contains(words(in.Records), "X") && !mended.Load() {
 				return process.Result{}, errPoison
 			}
 			clk.note("%s", words(in.Records))
@@ -175,7 +176,7 @@ func TestOverflowSpillStuck(t *testing.T) {
 		if st := r.Status(t.Context())[0].Shards[0].Spill; st.Ranges != 1 {
 			t.Errorf("spill after the crash %s", show(st))
 		}
-		mended = true
+		mended.Store(true)
 		time.Sleep(5 * time.Second)
 		b.log.Split("shardId-000000000000")
 		b.caughtUp(r)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,7 +19,7 @@ import (
 type summer struct {
 	clk  *clock
 	fail func(in *process.Invocation) error
-	grow int // bytes of state beyond what it has seen
+	grow atomic.Int64 // bytes of state beyond what it has seen
 }
 
 func (s *summer) Name() string { return "sum" }
@@ -38,7 +39,7 @@ func (s *summer) Handle(_ context.Context, in *process.Invocation) (process.Resu
 		}
 	}
 	st := append(bytes.TrimRight(w.State, "."), strings.ReplaceAll(words(in.Records), " ", "")...)
-	return process.Result{State: append(st, strings.Repeat(".", s.grow)...)}, nil
+	return process.Result{State: append(st, strings.Repeat(".", int(s.grow.Load()))...)}, nil
 }
 
 func tumble(t *testing.T, f func(t *testing.T, b *bench, s *summer, start func(process.Options) *process.Runner)) {
@@ -102,10 +103,10 @@ func TestTumblingEarly(t *testing.T) {
 		r := start(process.Options{})
 		b.putAll("a")
 		time.Sleep(time.Second)
-		s.grow = 1 << 20
+		s.grow.Store(1 << 20)
 		b.putAll("b")
 		time.Sleep(time.Second)
-		s.grow = 0
+		s.grow.Store(0)
 		b.putAll("c")
 		time.Sleep(2 * time.Minute)
 		b.stop(r)

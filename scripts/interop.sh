@@ -1,15 +1,16 @@
 #!/bin/bash
-# Real Kinesis clients against the real program: boto3, the aws CLI, the JavaScript SDK, the Kinesis Client Library 3 and the Kinesis
-# Producer Library on Java (with DynamoDB Local for the leases), and Telegraf. Each puts, reads and reshards.
+# Real clients against the real program. Of Kinesis: boto3, the aws CLI, the JavaScript SDK, the Kinesis Client Library 3 and the Kinesis
+# Producer Library on Java (with DynamoDB Local for the leases), and Telegraf; each puts, reads and reshards. Of Lambda: the aws CLI.
+# Of the device door: Eclipse Paho, the AWS IoT Device SDK, the mosquitto clients, and Telegraf over MQTT and HTTP.
 #
 # It builds and starts milepost on free loopback ports with a directory and a certificate of its own, and stops it at the end. What a
 # client needs is installed once into INTEROP_DIR (default: milepost-interop in the user's cache directory). A client whose runtime is
 # missing (python3 with venv, node and npm, a JDK from 17 with maven and openssl) is skipped with a message, and with CI=true is a failure.
-# ONLY="boto cli js java telegraf" picks some.
+# ONLY="boto cli js java telegraf lambda mqtt mosquitto" picks some.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 dir=${INTEROP_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/milepost-interop}
-only=${ONLY:-boto cli js java telegraf}
+only=${ONLY:-boto cli js java telegraf lambda mqtt mosquitto}
 began=$SECONDS
 mkdir -p "$dir"
 run=$(mktemp -d)
@@ -47,7 +48,7 @@ client() { # name command…
 		failed="$failed $name"
 	fi
 }
-port() { # one that nothing listens on; each of the four from a range of its own
+port() { # one that nothing listens on; each of the five from a range of its own
 	local p
 	while :; do
 		p=$(($1 + RANDOM % 2500))
@@ -56,11 +57,23 @@ port() { # one that nothing listens on; each of the four from a range of its own
 	echo "$p"
 }
 
-http=$(port 20000) mqtt=$(port 22500) kinesis=$(port 25000) tls=$(port 27500)
+http=$(port 20000) mqtt=$(port 22500) kinesis=$(port 25000) tls=$(port 27500) mqtts=$(port 17500)
 cat >"$run/milepost.yaml" <<CONF
 data: $run/data
 http: {listen: "127.0.0.1:$http"}
-mqtt: {listen: "127.0.0.1:$mqtt"}
+mqtt:
+  listen: 127.0.0.1:$mqtt
+  tls: {listen: "127.0.0.1:$mqtts"}
+streams:
+  interop-numbers: {}
+  interop-doubles: {}
+functions:
+  double:
+    runtime: python3
+    handler: app.handler
+    code: $root/interop/double
+    on:
+      - {stream: interop-numbers, output: interop-doubles}
 kinesis:
   listen: 127.0.0.1:$kinesis
 CONF
@@ -70,6 +83,7 @@ if command -v openssl >/dev/null; then # the Producer Library speaks https only
 	echo "  tls: {listen: \"127.0.0.1:$tls\", cert: $run/cert.pem, key: $run/key.pem}" >>"$run/milepost.yaml"
 fi
 (cd "$root" && go build -o "$run/milepost" ./cmd/milepost)
+"$run/milepost" ca init --data "$run/data" --host localhost >/dev/null
 "$run/milepost" serve --config "$run/milepost.yaml" 2>"$run/log" &
 server=$!
 for _ in $(seq 300); do
@@ -82,14 +96,18 @@ unset AWS_PROFILE AWS_SESSION_TOKEN AWS_ENDPOINT_URL AWS_ENDPOINT_URL_KINESIS
 export AWS_ACCESS_KEY_ID=interop AWS_SECRET_ACCESS_KEY=interop AWS_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true
 export AWS_CONFIG_FILE=/dev/null AWS_SHARED_CREDENTIALS_FILE=/dev/null AWS_PAGER=
 export MILEPOST_KINESIS=http://127.0.0.1:$kinesis MILEPOST_KINESIS_TLS=https://127.0.0.1:$tls
-export MILEPOST_HTTP=http://127.0.0.1:$http MILEPOST=$run/milepost
+export MILEPOST_HTTP=http://127.0.0.1:$http MILEPOST=$run/milepost MILEPOST_MQTT=$mqtt MILEPOST_MQTT_TLS=$mqtts MILEPOST_DEVICES=$run/devices
+for device in truck-sdk truck-mosq; do "$run/milepost" device enroll "$device" --url "$MILEPOST_HTTP" --out "$run/devices" >/dev/null; done
 
 python_ready() {
-	[ -f "$dir/venv/ready" ] && return
+	[ -f "$dir/venv/ready-2" ] && return
 	rm -rf "$dir/venv"
-	python3 -m venv "$dir/venv" && "$dir/venv/bin/pip" -q --disable-pip-version-check install boto3 awscli aws_kinesis_agg protobuf && touch "$dir/venv/ready"
+	python3 -m venv "$dir/venv" && "$dir/venv/bin/pip" -q --disable-pip-version-check install boto3 awscli aws_kinesis_agg protobuf paho-mqtt awsiotsdk && touch "$dir/venv/ready-2"
 }
 boto() { python_ready && "$dir/venv/bin/python" "$root/interop/boto.py"; }
+lambda() { python_ready && PATH=$dir/venv/bin:$PATH sh "$root/interop/lambda.sh"; }
+mqtt_clients() { python_ready && "$dir/venv/bin/python" "$root/interop/mqtt.py"; }
+mosquitto_clients() { sh "$root/interop/mosquitto.sh"; }
 cli() { python_ready && PATH=$dir/venv/bin:$PATH sh "$root/interop/cli.sh"; }
 js() {
 	mkdir -p "$dir/js"
@@ -107,17 +125,17 @@ java_clients() {
 # Telegraf as released, with its own go.sum, and of its plugins only those that the run needs.
 telegraf_version=v1.37.2
 telegraf_ready() {
-	[ -x "$dir/telegraf-$telegraf_version" ] && return
+	[ -x "$dir/telegraf-$telegraf_version-2" ] && return
 	local mod=github.com/influxdata/telegraf src=$dir/telegraf
 	rm -rf "$src"
 	mkdir -p "$src"
 	(cd "$src" && GOWORK=off nice go mod download -json "$mod@$telegraf_version" >download.json &&
 		cp -R "$(sed -n 's/^\t"Dir": "\(.*\)",*$/\1/p' download.json)" source && chmod -R u+w source && cd source &&
-		GOWORK=off GOFLAGS=-mod=readonly nice go build -tags custom,inputs.file,outputs.kinesis,parsers.influx,serializers.influx \
-			-o "$src/telegraf" ./cmd/telegraf && mv "$src/telegraf" "$dir/telegraf-$telegraf_version" && rm -rf "$src")
+		GOWORK=off GOFLAGS=-mod=readonly nice go build -tags custom,inputs.file,outputs.kinesis,outputs.mqtt,outputs.influxdb_v2,parsers.influx,serializers.influx \
+			-o "$src/telegraf" ./cmd/telegraf && mv "$src/telegraf" "$dir/telegraf-$telegraf_version-2" && rm -rf "$src")
 }
 telegraf_output() {
-	python_ready && telegraf_ready && mkdir -p "$dir/bin" && ln -sf "$dir/telegraf-$telegraf_version" "$dir/bin/telegraf" &&
+	python_ready && telegraf_ready && mkdir -p "$dir/bin" && ln -sf "$dir/telegraf-$telegraf_version-2" "$dir/bin/telegraf" &&
 		PATH=$dir/bin:$dir/venv/bin:$PATH sh "$root/interop/telegraf.sh"
 }
 
@@ -126,6 +144,9 @@ if have cli python3; then client cli cli; fi
 if have js node npm; then client js js; fi
 if have java java javac mvn openssl; then client java java_clients; fi
 if have telegraf python3 go; then client telegraf telegraf_output; fi
+if have lambda python3; then client lambda lambda; fi
+if have mqtt python3; then client mqtt mqtt_clients; fi
+if have mosquitto mosquitto_pub mosquitto_sub curl; then client mosquitto mosquitto_clients; fi
 
 if ! kill -0 "$server" 2>/dev/null; then
 	echo "milepost ended by itself" >&2

@@ -18,40 +18,49 @@ import (
 	"github.com/milepost/milepost/process/lambda"
 	"github.com/milepost/milepost/process/rule"
 	"github.com/milepost/milepost/process/window"
+	"github.com/milepost/milepost/query/continuous"
 	"github.com/milepost/milepost/telemetry"
 )
 
 // Config is milepost.yaml. Every key's default and reason stand beside it; docs/configuration.md is generated from here.
 type Config struct {
-	Data      string                  `yaml:"data" doc:"directory of everything durable: log, state, Parquet. Default: the user's cache directory"`
-	HTTP      HTTPConfig              `yaml:"http" doc:"the HTTP door, the API and the dashboard"`
-	MQTT      MQTTConfig              `yaml:"mqtt" doc:"the MQTT door"`
-	Kinesis   KinesisConfig           `yaml:"kinesis" doc:"the Amazon Kinesis API; see docs/kinesis.md"`
-	Formats   FormatsConfig           `yaml:"formats" doc:"senders that speak another format; see docs/formats.md"`
-	Feeds     map[string]FeedConfig   `yaml:"feeds" doc:"feeds that are fetched, by name: GTFS-realtime"`
-	Limits    LimitsConfig            `yaml:"limits" doc:"what one device, one message and all together may take; beyond it they are asked to wait"`
-	Stream    StreamConfig            `yaml:"stream" doc:"the log of readings"`
-	Streams   map[string]UserStream   `yaml:"streams" doc:"further streams, by name, made at the start if they are not there; the Kinesis API makes others"`
-	Functions lambda.Functions        `yaml:"functions" doc:"your own code, run on streams; see docs/functions.md"`
-	Windows   map[string]window.Spec  `yaml:"windows" doc:"aggregates over event time, by name, as keys or on one line such as 'avg(engine_temp) by vehicle per 5m'; see docs/windows.md"`
-	Lambda    LambdaConfig            `yaml:"lambda" doc:"what all functions share"`
-	Archive   ArchiveConfig           `yaml:"archive" doc:"Parquet"`
-	SQL       SQLConfig               `yaml:"sql" doc:"limits of one query"`
-	Fleet     FleetConfig             `yaml:"fleet" doc:"live state"`
-	Signals   map[string]SignalConfig `yaml:"signals" doc:"further signals by name, or a well-known one redefined"`
-	Rules     RulesConfig             `yaml:"rules" doc:"when to alert; see docs/alerts.md"`
-	Alerts    alert.Config            `yaml:"alerts" doc:"whom to tell"`
-	Map       MapConfig               `yaml:"map" doc:"the dashboard's base map"`
-	Log       LogConfig               `yaml:"log" doc:"what the program says of itself"`
+	Data      string                     `yaml:"data" doc:"directory of everything durable: log, state, Parquet. Default: the user's cache directory"`
+	HTTP      HTTPConfig                 `yaml:"http" doc:"the HTTP door, the API and the dashboard"`
+	MQTT      MQTTConfig                 `yaml:"mqtt" doc:"the MQTT door"`
+	Devices   DevicesConfig              `yaml:"devices" doc:"who devices are; see docs/devices.md"`
+	Kinesis   KinesisConfig              `yaml:"kinesis" doc:"the Amazon Kinesis API; see docs/kinesis.md"`
+	Formats   FormatsConfig              `yaml:"formats" doc:"senders that speak another format; see docs/formats.md"`
+	Feeds     map[string]FeedConfig      `yaml:"feeds" doc:"feeds that are fetched, by name: GTFS-realtime"`
+	Limits    LimitsConfig               `yaml:"limits" doc:"what one device, one message and all together may take; beyond it they are asked to wait"`
+	Stream    StreamConfig               `yaml:"stream" doc:"the log of readings"`
+	Streams   map[string]UserStream      `yaml:"streams" doc:"further streams, by name, made at the start if they are not there; the Kinesis API makes others"`
+	Functions lambda.Functions           `yaml:"functions" doc:"your own code, run on streams; see docs/functions.md"`
+	Windows   map[string]window.Spec     `yaml:"windows" doc:"aggregates over event time, by name, as keys or on one line such as 'avg(engine_temp) by vehicle per 5m'; see docs/windows.md"`
+	Queries   map[string]continuous.Spec `yaml:"queries" doc:"continuous SQL: a SELECT for each window that closes, by name; see docs/windows.md"`
+	Lambda    LambdaConfig               `yaml:"lambda" doc:"what all functions share"`
+	Archive   ArchiveConfig              `yaml:"archive" doc:"Parquet"`
+	SQL       SQLConfig                  `yaml:"sql" doc:"limits of one query"`
+	Fleet     FleetConfig                `yaml:"fleet" doc:"live state"`
+	Signals   map[string]SignalConfig    `yaml:"signals" doc:"further signals by name, or a well-known one redefined"`
+	Rules     RulesConfig                `yaml:"rules" doc:"when to alert; see docs/alerts.md"`
+	Alerts    alert.Config               `yaml:"alerts" doc:"whom to tell"`
+	Map       MapConfig                  `yaml:"map" doc:"the dashboard's base map"`
+	Log       LogConfig                  `yaml:"log" doc:"what the program says of itself"`
 
 	dir string // of the file, which relative paths of functions start from
 }
 
 // HTTPConfig is the HTTP door.
 type HTTPConfig struct {
-	Listen string `yaml:"listen" default:"127.0.0.1:8080" doc:"address; loopback until you say otherwise, because there is no log-in yet: put a proxy with authentication before it"`
-	Token  string `yaml:"token" doc:"bearer token that publishers must send to POST /v1/readings; empty: none needed"`
-	Pprof  bool   `yaml:"pprof" doc:"serve Go profiles at /debug/pprof/"`
+	Listen string        `yaml:"listen" default:"127.0.0.1:8080" doc:"address; loopback until you say otherwise, because there is no log-in yet: put a proxy with authentication before it"`
+	Token  string        `yaml:"token" doc:"bearer token that publishers must send to POST /v1/readings; empty: none needed"`
+	Pprof  bool          `yaml:"pprof" doc:"serve Go profiles at /debug/pprof/"`
+	TLS    HTTPTLSConfig `yaml:"tls" doc:"the same over TLS, with the certificate of 'milepost ca': devices enrol and rotate here"`
+}
+
+// HTTPTLSConfig is the HTTP door over TLS.
+type HTTPTLSConfig struct {
+	Listen string `yaml:"listen" doc:"address, for instance 0.0.0.0:8443; empty: none"`
 }
 
 // MQTTConfig is the MQTT door.
@@ -275,7 +284,7 @@ func (c *Config) Validate() error {
 	check(c.Limits.Body >= c.Limits.Message, "limits.body is smaller than limits.message")
 	check(c.Limits.InFlight >= c.Limits.Body, "limits.in_flight is smaller than limits.body, so that a full body could never be stored")
 	check((c.MQTT.TLS.Cert == "") == (c.MQTT.TLS.Key == ""), "mqtt.tls needs both cert and key")
-	for _, a := range []struct{ key, addr string }{{"http.listen", c.HTTP.Listen}, {"mqtt.listen", c.MQTT.Listen}, {"mqtt.tls.listen", c.MQTT.TLS.Listen}, {"kinesis.listen", c.Kinesis.Listen}, {"kinesis.tls.listen", c.Kinesis.TLS.Listen}} {
+	for _, a := range []struct{ key, addr string }{{"http.listen", c.HTTP.Listen}, {"http.tls.listen", c.HTTP.TLS.Listen}, {"mqtt.listen", c.MQTT.Listen}, {"mqtt.tls.listen", c.MQTT.TLS.Listen}, {"kinesis.listen", c.Kinesis.Listen}, {"kinesis.tls.listen", c.Kinesis.TLS.Listen}} {
 		if a.addr != "" {
 			_, port, err := net.SplitHostPort(a.addr)
 			if err == nil {
@@ -330,6 +339,9 @@ func (c *Config) Validate() error {
 		errs = append(errs, err)
 	}
 	if err := c.Functions.Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	if _, err := c.queries(); err != nil {
 		errs = append(errs, err)
 	}
 	if _, err := c.windowDefs(); err != nil {

@@ -147,9 +147,9 @@ func freeAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// device is one vehicle of the kill test. It sends readings with rising event times and, as real devices do, sends again what was
+// truck is one vehicle of the kill test. It sends readings with rising event times and, as real devices do, sends again what was
 // not acknowledged. Its speed is over the limit for one minute of event time, once.
-type device struct {
+type truck struct {
 	id    string
 	acked int
 }
@@ -163,7 +163,7 @@ func madeAt(i int, base int64) int64 {
 	return base + 200_000 + int64(i-200)*2
 }
 
-func (d *device) reading(i int, base int64) []byte {
+func (d *truck) reading(i int, base int64) []byte {
 	speed := 50
 	if i >= 20 && i < 80 {
 		speed = 95
@@ -204,9 +204,9 @@ func TestKill(t *testing.T) {
 	base := time.Now().Add(-10 * time.Minute).UnixMilli() // within 15 minutes, so that alerts are notified
 
 	const perDoor = 20
-	devices := make([]*device, 2*perDoor)
+	devices := make([]*truck, 2*perDoor)
 	for i := range devices {
-		devices[i] = &device{id: fmt.Sprintf("kill-%03d", i)}
+		devices[i] = &truck{id: fmt.Sprintf("kill-%03d", i)}
 	}
 	for round := range *rounds {
 		p := startServer(t, config, httpAddr, mqttAddr)
@@ -301,7 +301,7 @@ func sqlNumber(t *testing.T, cell any) int64 {
 	return i
 }
 
-func checkKilled(t *testing.T, p *serverProcess, devices []*device, when string, base int64) {
+func checkKilled(t *testing.T, p *serverProcess, devices []*truck, when string, base int64) {
 	t.Helper()
 	twice := p.rows("SELECT vehicle_id, event_time, count(*) FROM readings GROUP BY 1, 2 HAVING count(*) > 1 LIMIT 5")
 	if len(twice) > 0 {
@@ -348,7 +348,7 @@ func checkKilled(t *testing.T, p *serverProcess, devices []*device, when string,
 }
 
 // publishHTTP posts batches until the server dies.
-func (d *device) publishHTTP(ctx context.Context, addr string, base int64, seed uint64) {
+func (d *truck) publishHTTP(ctx context.Context, addr string, base int64, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 2))
 	for ctx.Err() == nil {
 		if d.postOnce(ctx, addr, base, 1+rng.IntN(5)) != nil {
@@ -357,7 +357,7 @@ func (d *device) publishHTTP(ctx context.Context, addr string, base int64, seed 
 	}
 }
 
-func (d *device) postOnce(ctx context.Context, addr string, base int64, n int) error {
+func (d *truck) postOnce(ctx context.Context, addr string, base int64, n int) error {
 	var b bytes.Buffer
 	for i := range n {
 		b.Write(d.reading(d.acked+i, base))
@@ -389,7 +389,7 @@ func (d *device) postOnce(ctx context.Context, addr string, base int64, n int) e
 }
 
 // publishMQTT keeps up to eight messages in flight until the server dies.
-func (d *device) publishMQTT(ctx context.Context, addr string, base int64) {
+func (d *truck) publishMQTT(ctx context.Context, addr string, base int64) {
 	l, err := dialMQTT(ctx, addr, d.id)
 	if err != nil {
 		return
@@ -450,7 +450,7 @@ func waitCaughtUp(t *testing.T, addr string) {
 
 // checkLog reads the log of a stopped server: every acknowledged reading is in it. A device that lost an acknowledgement sends
 // again, so a reading may be in the log twice; what follows the log sees it once.
-func checkLog(t *testing.T, data string, devices []*device, base int64) {
+func checkLog(t *testing.T, data string, devices []*truck, base int64) {
 	t.Helper()
 	store, err := seglog.Open(seglog.Config{Dir: filepath.Join(data, "log")})
 	if err != nil {

@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,7 +33,7 @@ func (s *server) openKinesis(ctx context.Context, fs vfs.FS) error {
 	}
 	s.kinesis, err = kinesisapi.New(kinesisapi.Config{
 		Store: s.logs, Dir: filepath.Join(s.cfg.Data, "kinesis"), FS: fs, Log: s.log, Metrics: s.reg,
-		Region: c.Region, Account: c.Account, AccessKeys: keys, Reserved: []string{readingsStream, deadStream},
+		Region: c.Region, Account: c.Account, AccessKeys: keys, Reserved: append([]string{readingsStream, deadStream}, slices.Sorted(maps.Keys(s.cfg.Streams))...), // the file's are not deleted here
 		Throttle: kinesisapi.Throttle(c.Throttle), Transition: transition, ConsumersPerStream: c.Consumers,
 	})
 	if err != nil {

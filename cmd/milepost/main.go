@@ -40,6 +40,9 @@ func commands() []command {
 		{"sim", "--vehicles N --rate 1s", "simulate a fleet against any address", runSim},
 		{"replay", "FILE… --map vehicle=…,time=…", "send recorded data through a door", runReplay},
 		{"bench", "[NAME…]", "measure this machine: end to end, MQTT, latency, recovery, queries", runBench},
+		{"ca", "init|show|export|import|server", "the certificate authority of devices and listeners", runCA},
+		{"device", "enroll|list|show|revoke|rotate|token …", "who may connect, and with what", runDevice},
+		{"doctor", "device ID", "why a device cannot get in, or nothing is seen of it", runDoctor},
 		{"log", "verify|salvage --data DIR", "check the log of a stopped server, or move damage aside", runLog},
 		{"version", "", "print the version", runVersion},
 	}

@@ -37,7 +37,7 @@ func TestServeGoesOn(t *testing.T) {
 	httpAddr, mqttAddr := freeAddr(t), freeAddr(t)
 	config := writeConfig(t, data, httpAddr, mqttAddr)
 	base := time.Now().Add(-10 * time.Minute).UnixMilli()
-	d := &device{id: "goes-on"}
+	d := &truck{id: "goes-on"}
 
 	p := startServer(t, config, httpAddr, mqttAddr)
 	post := func(n int) {
@@ -108,14 +108,14 @@ func TestDrainUnderLoad(t *testing.T) {
 	h := openHall(t, dir, 500)
 	base := time.Now().Add(-10 * time.Minute).UnixMilli()
 	const doors, inside = 6, 4 // devices at the HTTP door; and devices at a door that closes only with the log
-	devices := make([]*device, doors+inside)
+	devices := make([]*truck, doors+inside)
 	var posted atomic.Int64
 	enough := make(chan struct{})
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var wg sync.WaitGroup
 	for i := range devices {
-		d := &device{id: fmt.Sprintf("drain-%d", i)}
+		d := &truck{id: fmt.Sprintf("drain-%d", i)}
 		devices[i] = d
 		wg.Go(func() {
 			for n := 1; ctx.Err() == nil; n = n%7 + 1 {
@@ -166,7 +166,7 @@ func TestDrainUnderLoad(t *testing.T) {
 }
 
 // admit sends n readings past the doors of the network.
-func (d *device) admit(ctx context.Context, s *server, base int64, n int) error {
+func (d *truck) admit(ctx context.Context, s *server, base int64, n int) error {
 	var b bytes.Buffer
 	for i := range n {
 		b.Write(d.reading(d.acked+i, base))

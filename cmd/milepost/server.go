@@ -80,18 +80,20 @@ type server struct {
 	formats   *format.Set
 	mqtt      *mqtt.Server
 	kinesis   *kinesisapi.Door
+	devices   *identity
 	web       *web.Server
 	http      *http.Server
 	listener  net.Listener
 	letters   *letterBox
 
-	notifying  context.CancelFunc // ends the notifier
-	fetching   context.CancelFunc // ends the feeds; nil: there are none
-	background context.CancelFunc // ends housekeeping
-	workers    sync.WaitGroup     // the notifier and housekeeping; drain waits
-	doors      sync.WaitGroup     // the Kinesis listeners and the feeds; drain waits
-	serving    chan error         // what http.Serve returned
-	closers    []func() error     // of what was opened, in order, for an open that fails half way
+	notifying    context.CancelFunc // ends the notifier
+	fetching     context.CancelFunc // ends the feeds; nil: there are none
+	background   context.CancelFunc // ends housekeeping
+	workers      sync.WaitGroup     // the notifier and housekeeping; drain waits
+	doors        sync.WaitGroup     // the Kinesis listeners and the feeds; drain waits
+	serving      chan error         // what http.Serve returned
+	closeQueries func() error       // nil: there are none
+	closers      []func() error     // of what was opened, in order, for an open that fails half way
 }
 
 func newServer(cfg *Config, log *slog.Logger) *server {
@@ -102,7 +104,7 @@ func newServer(cfg *Config, log *slog.Logger) *server {
 func openServer(ctx context.Context, cfg *Config, fs vfs.FS, log *slog.Logger) (*server, error) {
 	s := newServer(cfg, log)
 	s.reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	if err := s.open(ctx, fs, append(s.rooms(), s.openSQL, s.openDoors)...); err != nil {
+	if err := s.open(ctx, fs, append(s.rooms(), s.openSQL, s.openQueries, s.openDevices, s.openDoors)...); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -372,7 +374,10 @@ func (s *server) openDoors(ctx context.Context, _ vfs.FS) error {
 		return fmt.Errorf("http.listen: %w", err)
 	}
 	go func() { s.serving <- s.http.Serve(s.listener) }() // run and drain receive it
-	return s.openFeeds(ctx)
+	if err := s.openFeeds(ctx); err != nil {
+		return err
+	}
+	return s.devices.serve(ctx, s.cfg.HTTP.TLS.Listen, s.http.Handler)
 }
 
 func (s *server) openMQTT(ctx context.Context) error {
@@ -429,6 +434,7 @@ func (s *server) openWeb() error {
 	if err := door.Foreign(mux, s.formats); err != nil {
 		return err
 	}
+	s.devices.Register(mux)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.ready)
@@ -525,6 +531,7 @@ func (s *server) closeDoors(ctx context.Context) error {
 		}
 		return err
 	})
+	t.do("close devices", func() error { return s.devices.close(ctx) })
 	return errors.Join(t.errs...)
 }
 
@@ -534,6 +541,9 @@ func (s *server) closeRooms(ctx context.Context) error {
 	t.do("process what is in the log", func() error { return s.runner.WaitCaughtUp(ctx) })
 	t.do("stop processing", func() error { return s.runner.Stop(ctx) })
 	t.do("stop windows", func() error { return s.closeWindows(ctx) })
+	if s.closeQueries != nil {
+		t.do("stop continuous queries", s.closeQueries)
+	}
 	t.do("close functions", func() error { return s.functions.Close(ctx) })
 	t.do("stop the outbox", func() error { return s.outbox.Stop(ctx) })
 	s.meter.Close()

@@ -58,7 +58,7 @@ func (s *server) openWindowsOf(ctx context.Context, name string, defs []*window.
 	if err != nil {
 		return fmt.Errorf("%w: name it under streams:", err)
 	}
-	outputs := map[string]func(string, []stream.Record) state.Effect{}
+	outputs := map[string]*process.Output{}
 	for _, d := range defs {
 		if to := d.Spec.Output; to != "" {
 			if _, err := s.logs.Stream(to); err != nil {
@@ -71,7 +71,8 @@ func (s *server) openWindowsOf(ctx context.Context, name string, defs []*window.
 	}
 	w, err := lane.New(lane.Config{
 		Stream: name, Source: source, Store: s.state, Catalog: s.catalog, Windows: defs, Log: s.log, Metrics: s.reg,
-		Output: func(to, id string, recs []stream.Record) state.Effect { return outputs[to](id, recs) },
+		Output: func(to, id string, recs []stream.Record) state.Effect { return outputs[to].Effect(id, recs) },
+		Admit:  func(ctx context.Context, to string) error { return outputs[to].Wait(ctx) },
 	})
 	if err != nil {
 		return err

@@ -87,6 +87,7 @@ var heavy = map[string]string{
 	"github.com/influxdata/line-protocol/v2":         "ingest/format",
 	"go.yaml.in/yaml/v3":                             "internal/conf",
 	"github.com/DataDog/sketches-go":                 "process/window",
+	"software.sslmate.com/src/go-pkcs12":             "device",
 }
 
 func TestImports(t *testing.T) {

@@ -47,11 +47,15 @@ type lane struct {
 	seqRead bool
 	urgent  bool
 	rejects []stream.DeadLetter
-	r       state.Reader
-	row     window.Row
-	key     []byte
-	buf     []byte
-	counts  struct{ rows, duplicates, rejected, misplaced int }
+
+	swept     sweep // of sources
+	forgotten []forgotten
+
+	r      state.Reader
+	row    window.Row
+	key    []byte
+	buf    []byte
+	counts struct{ rows, duplicates, rejected, misplaced int }
 }
 
 // A table is one window's keys of this lane.
@@ -64,6 +68,7 @@ type table struct {
 	early  time.Time // when early results were last asked for
 	now    *keyed    // whose panes are asked for
 	tx     state.Tx  // during Flush
+	sweep  sweep
 	counts struct{ late, tooLate, crowded, full, unkeyed, results, revised int }
 }
 
@@ -79,6 +84,7 @@ var _ process.Fold = (*lane)(nil)
 func (l *lane) reset() {
 	l.loaded, l.seqRead, l.urgent, l.marked = false, false, false, false
 	l.sources, l.unsaved, l.rejects = map[string]*source{}, nil, nil
+	l.swept, l.forgotten = sweep{}, nil
 	l.newest, l.mark, l.heard, l.seq = math.MinInt64, math.MinInt64, 0, 0
 	l.tables = l.tables[:0]
 	for _, b := range l.w.defs {
@@ -141,7 +147,14 @@ func (l *lane) load(r state.Reader) error {
 }
 
 // Fold counts a batch of records.
-func (l *lane) Fold(_ context.Context, r state.Reader, recs []stream.Record) error {
+func (l *lane) Fold(ctx context.Context, r state.Reader, recs []stream.Record) error {
+	if l.w.cfg.Admit != nil {
+		for _, o := range l.w.outputs {
+			if err := l.w.cfg.Admit(ctx, o); err != nil {
+				return err
+			}
+		}
+	}
 	if err := l.load(r); err != nil {
 		return err
 	}
@@ -452,6 +465,10 @@ func (l *lane) Tick(_ context.Context, r state.Reader, now, since time.Time) err
 			delete(l.sources, id)
 		}
 	}
+	l.forgotten = nil // a step came in between, or memory was reset: look again
+	if sinceMS < nowMS-minute {
+		return l.sweep(r, now) // not while there is a backlog: who is silent then may only be waiting in the log
+	}
 	return nil
 }
 
@@ -460,6 +477,9 @@ func (l *lane) Urgent() bool { return l.urgent }
 
 // Flush writes what changed, results included.
 func (l *lane) Flush(tx state.Tx) error {
+	if err := l.forget(tx); err != nil { // before what has come since is written
+		return err
+	}
 	for _, t := range l.tables {
 		t.tx = tx
 		err := t.flush()

@@ -37,10 +37,12 @@ type yard struct {
 	lines  map[string]string
 	w      *Windows
 	r      *process.Runner
+	out    *processtest.Log
+	box    *process.Outbox
 }
 
 func newYard(t testing.TB, shards int, streamName string, lines map[string]string) *yard {
-	y := &yard{t: t, fs: vfs.NewCrashable(), log: processtest.NewLog(shards), stream: streamName, lines: lines}
+	y := &yard{t: t, fs: vfs.NewCrashable(), log: processtest.NewLog(shards), out: processtest.NewLog(2), stream: streamName, lines: lines}
 	y.log.Strict = true
 	return y
 }
@@ -74,7 +76,22 @@ func (y *yard) start() {
 	if y.store, err = local.Open(local.Config{Dir: "state", FS: y.fs, MemBytes: 1 << 20}); err != nil {
 		y.t.Fatal(err)
 	}
-	y.w, err = New(Config{Stream: y.stream, Source: y.log, Store: y.store, Catalog: telemetry.NewCatalog(), Windows: y.defs(), Output: output})
+	y.box, err = process.NewOutbox(process.OutboxConfig{Store: y.store, Streams: func(string) (stream.Log, error) { return y.out, nil }})
+	if err == nil {
+		err = y.box.Start()
+	}
+	if err != nil {
+		y.t.Fatal(err)
+	}
+	out, err := y.box.Output(y.t.Context(), "out")
+	if err != nil {
+		y.t.Fatal(err)
+	}
+	y.w, err = New(Config{
+		Stream: y.stream, Source: y.log, Store: y.store, Catalog: telemetry.NewCatalog(), Windows: y.defs(),
+		Output: func(_, id string, recs []stream.Record) state.Effect { return out.Effect(id, recs) },
+		Admit:  func(ctx context.Context, _ string) error { return out.Wait(ctx) },
+	})
 	if err == nil {
 		y.r, err = process.New(process.Config{Log: y.log, StreamName: y.stream, Store: y.store})
 	}
@@ -103,7 +120,7 @@ func (y *yard) caughtUp() {
 
 func (y *yard) stop() {
 	y.t.Helper()
-	if err := errors.Join(y.r.Stop(context.Background()), y.store.Close()); err != nil {
+	if err := errors.Join(y.r.Stop(context.Background()), y.box.Stop(context.Background()), y.store.Close()); err != nil {
 		y.t.Fatal(err)
 	}
 }
@@ -111,8 +128,10 @@ func (y *yard) stop() {
 // crash takes the power away, and what was not synced with it.
 func (y *yard) crash(rng *rand.Rand) {
 	y.t.Helper()
+	y.out.FailWith(func(string) error { return errors.New("the power is off") })
 	clone := y.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: rng.IntN(101), RNG: rng})
 	y.stop()
+	y.out.FailWith(nil)
 	y.fs = clone
 }
 
@@ -328,13 +347,10 @@ func TestCrashesAndShuffles(t *testing.T) {
 			if diff := gocmp.Diff(want, y.results(true)); diff != "" {
 				t.Errorf("results (-truth +windows):\n%s", diff)
 			}
-			// What goes out is what SQL shows.
-			effects, _, err := y.store.Pending(t.Context(), "test:out", 1<<20)
-			if err != nil {
-				t.Fatal(err)
-			}
+			y.stop() // the outbox carries out what waits
+			// What goes out is what SQL shows, once.
 			outs := map[string]bool{}
-			for _, e := range effects {
+			for _, e := range y.out.All() {
 				var r struct{ ID string }
 				if err := json.Unmarshal(e.Data, &r); err != nil {
 					t.Fatalf("%s: %v", e.Data, err)
@@ -353,7 +369,6 @@ func TestCrashesAndShuffles(t *testing.T) {
 			if n != len(outs) {
 				t.Errorf("%d results went out of %d", len(outs), n)
 			}
-			y.stop()
 		})
 	}
 }
@@ -472,4 +487,74 @@ func TestConfigErrors(t *testing.T) {
 	f("readings", "count per 1m to out", "nothing can append")
 	f("readings", "count from clicks per 1m", "it reads clicks")
 	f("clicks", "count from clicks where a + 1 by key per 1m", "not true or false")
+}
+
+// Keys and sources that have been silent for longer than results are kept leave nothing behind.
+func TestForgotten(t *testing.T) {
+	y := newYard(t, 1, window.Readings, map[string]string{
+		"mine": "count by vehicle per 10s late 0s retain 1m", "all": "count per 10s late 0s retain 1m",
+	})
+	y.start()
+	at := time.Now().Add(-time.Hour).UnixMilli()
+	for i := range 300 {
+		s := sent{vehicle: fmt.Sprintf("T%03d", i%250), status: "moving", at: at + int64(i)*100_000, speed: 1}
+		if i < 250 {
+			s.at = at + int64(i%7)*10_000
+		}
+		if s.at > time.Now().UnixMilli() {
+			s.at = time.Now().UnixMilli()
+		}
+		y.log.Put(s.vehicle, s.json())
+	}
+	y.caughtUp()
+	if err := errors.Join(y.r.Stop(t.Context()), y.box.Stop(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	count := func() (n int) {
+		err := y.store.View(t.Context(), func(r state.Reader) error {
+			return r.Scan([]byte("window/"), []byte("window0"), func(k, _ []byte) error {
+				if !strings.HasPrefix(string(k), resultPrefix) && !strings.HasPrefix(string(k), markPrefix) {
+					n++
+				}
+				return nil
+			})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := count()
+	// Eight days later, tick by tick.
+	shards, _ := y.log.Shards(t.Context())
+	l := y.w.Lane(shards[0].ID, 0).(*lane)
+	now := time.Now().Add(8 * 24 * time.Hour)
+	pos, err := y.store.Checkpoint(t.Context(), y.w.Name(), shards[0].ID, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 30 {
+		now = now.Add(10 * time.Minute)
+		if err := y.store.View(t.Context(), func(r state.Reader) error { return l.Tick(t.Context(), r, now, now.Add(-time.Hour)) }); err != nil {
+			t.Fatal(err)
+		}
+		if err := y.store.Advance(t.Context(), state.Step{Func: y.w.Name(), Shard: shards[0].ID, From: pos, To: pos}, l.Flush); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := y.w.Combine(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := y.w.Expire(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(); before < 500 || n > 0 {
+		t.Errorf("%d records before, %d are left", before, n)
+	}
+	if r := y.results(false); len(r) > 0 {
+		t.Errorf("results are left: %q", r)
+	}
+	if err := y.store.Close(); err != nil {
+		t.Fatal(err)
+	}
 }

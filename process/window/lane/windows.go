@@ -37,7 +37,10 @@ type Config struct {
 	Catalog *telemetry.Catalog
 	Windows []*window.Def
 	// Output makes the effect that appends records to a stream, in the step that it is emitted in. Required if a window has an output.
-	Output  func(stream, id string, recs []stream.Record) state.Effect
+	// (process.Output.Effect.)
+	Output func(stream, id string, recs []stream.Record) state.Effect
+	// Admit waits until a stream that results go to has room (process.Output.Wait); nil: it always has.
+	Admit   func(ctx context.Context, stream string) error
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
 }
@@ -46,9 +49,10 @@ type Config struct {
 type Windows struct {
 	cfg     Config
 	defs    []*bound
-	local   bool   // some are
-	spread  bool   // some are not
-	dedups  bool   // rows count once
+	local   bool // some are
+	spread  bool // some are not
+	dedups  bool // rows count once
+	outputs []string
 	unique  string // JSON paths, the same for all
 	time    string
 	horizon int64 // of all
@@ -113,6 +117,9 @@ func New(cfg Config) (*Windows, error) {
 			continue
 		}
 		w.defs = append(w.defs, b)
+		if o := d.Spec.Output; o != "" && !slices.Contains(w.outputs, o) {
+			w.outputs = append(w.outputs, o)
+		}
 		w.local, w.spread = w.local || d.Local(), w.spread || !d.Local()
 		w.horizon = max(w.horizon, d.Horizon())
 		w.idle = max(w.idle, d.Idle())
