@@ -56,6 +56,10 @@ const (
 )
 
 func main() {
+	if h := os.Getenv(benchHandlerVariable); h != "" {
+		benchBootstrap(h)
+		return
+	}
 	// The second signal ends the program at once: draining is worth waiting for, but not for ever.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
