@@ -35,6 +35,7 @@ func commands() []command {
 		{"serve", "--config FILE", "run for real", runServe},
 		{"check", "--config FILE", "validate a configuration and print what would run", runCheck},
 		{"sql", `"SELECT …"`, "ask a running server (--addr) in SQL", runSQL},
+		{"functions", "[COMMAND]", "a running server's functions: list, pause, resume, reset, redrive, logs, invoke", runFunctions},
 		{"rules", "test FILE…", "run rule scenarios", runRules},
 		{"try", "[DIR]", "run functions and windows over a file of records and print what comes out", runTry},
 		{"sim", "--vehicles N --rate 1s", "simulate a fleet against any address", runSim},

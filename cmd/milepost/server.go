@@ -435,6 +435,8 @@ func (s *server) openWeb() error {
 		return err
 	}
 	s.devices.Register(mux)
+	mux.Handle("/v1/functions", s.functions.Operations())
+	mux.Handle("/v1/functions/", s.functions.Operations())
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.reg, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.ready)
