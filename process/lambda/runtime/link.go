@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// The Runtime API's connections. net/http parses requests; its server is left out, since half of what an invocation cost was its
+// The Runtime API's connections. net/http parses requests; its server is left out, since a third of what an invocation cost was its
 // watching of a connection while a handler runs, and waking goroutines: here whoever has an event writes it to the process itself,
 // while the connection's goroutine already reads the next request. BenchmarkLink compares the two.
 
