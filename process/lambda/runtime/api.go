@@ -8,12 +8,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 )
 
-// The Runtime API, for one process. net/http serves it: see BenchmarkGo for what that costs.
+// The Runtime API, for one process.
 
 const apiRoot = "/2018-06-01"
 
@@ -29,11 +28,11 @@ const (
 	headerResponseMode  = "Lambda-Runtime-Function-Response-Mode"
 )
 
-func (p *process) serve(w http.ResponseWriter, r *http.Request) {
+// serve answers a request. nil: it is one for the next event.
+func (p *process) serve(r *http.Request) *reply {
 	path, ok := strings.CutPrefix(r.URL.Path, apiRoot)
 	if !ok {
-		http.NotFound(w, r)
-		return
+		return notFound()
 	}
 	want := http.MethodPost
 	if path == "/ping" || path == "/runtime/invocation/next" || path == "/runtime/restore/next" {
@@ -44,87 +43,84 @@ func (p *process) serve(w http.ResponseWriter, r *http.Request) {
 	known := isCall || want == http.MethodGet || path == "/runtime/init/error" || path == "/runtime/restore/error"
 	switch {
 	case !known:
-		http.NotFound(w, r)
+		return notFound()
 	case r.Method != want:
-		w.Header().Set("Allow", want)
-		w.WriteHeader(http.StatusMethodNotAllowed)
+		return &reply{status: http.StatusMethodNotAllowed, allow: want}
 	case path == "/ping":
-		_, _ = io.WriteString(w, "pong")
+		return &reply{status: http.StatusOK, kind: "text/plain; charset=utf-8", body: "pong"}
 	case path == "/runtime/invocation/next":
-		p.serveNext(w, r)
+		return nil
 	case path == "/runtime/restore/next": // nothing here is ever frozen: it is restored at once
-		w.Header().Set("Content-Type", "application/json")
+		return answer(http.StatusOK, "")
 	case isCall && verb == "response":
-		p.serveResponse(w, r, id)
+		return p.serveResponse(r, id)
 	case isCall:
-		p.serveError(w, r, id)
+		return p.serveError(r, id)
 	default:
-		p.serveInitError(w, r)
+		return p.serveInitError(r)
 	}
 }
 
-func answer(w http.ResponseWriter, status int, body string) {
-	w.Header()["Content-Type"] = []string{"application/json"}
-	w.WriteHeader(status)
-	_, _ = io.WriteString(w, body)
+func answer(status int, body string) *reply {
+	return &reply{status: status, kind: "application/json", body: body}
 }
 
-func accept(w http.ResponseWriter) { answer(w, http.StatusAccepted, `{"status":"OK"}`+"\n") }
-
-func refuse(w http.ResponseWriter, status int, kind, message string) {
-	answer(w, status, string(document{ErrorMessage: message, ErrorType: kind}.json())+"\n")
+func notFound() *reply {
+	return &reply{status: http.StatusNotFound, kind: "text/plain; charset=utf-8", body: "404 page not found\n"}
 }
 
-func refuseState(w http.ResponseWriter, from processState, to string) {
-	refuse(w, http.StatusForbidden, "InvalidStateTransition",
+func accepted() *reply { return answer(http.StatusAccepted, `{"status":"OK"}`+"\n") }
+
+func refuse(status int, kind, message string) *reply {
+	return answer(status, string(document{ErrorMessage: message, ErrorType: kind}.json())+"\n")
+}
+
+func refuseState(from processState, to string) *reply {
+	return refuse(http.StatusForbidden, "InvalidStateTransition",
 		"State transition from "+from.String()+" to "+to+" failed for runtime. Error: State transition is not allowed")
 }
 
-// serveNext waits for an event. The process that asks has finished what it had.
-func (p *process) serveNext(w http.ResponseWriter, r *http.Request) {
-	pool := p.pool
-	me := &waiter{calls: make(chan *call, 1)}
+// next asks for an event. The process that asks has finished what it had. It returns when the event has been written or when the
+// request waits for one.
+func (l *link) next() {
+	p, pool, me := l.p, l.p.pool, &l.me
+	l.waits = true
+	var c *call
+	var displaced *waiter
 	pool.mu.Lock()
-	switch p.state {
-	case starting:
+	switch {
+	case p.over: // what asks is a child that it has left behind: its connection is about to end
+	case p.state == starting:
 		pool.coming--
 		pool.failures, pool.pause = 0, time.Time{}
 		p.init = time.Since(p.begun)
-		p.become(me)
-	case answered:
+		c = p.become(me)
+	case p.state == answered:
 		pool.coming--
-		p.become(me)
-	case running: // the event was lost on its way, with its connection perhaps: here it is again
-		p.call.reading.Add(1)
-		me.calls <- p.call
-	case ready: // the newest request counts: a client that asks again has given up the last
-		if p.waiter != nil {
-			close(p.waiter.calls)
-		}
-		p.waiter = me
+		c = p.become(me)
+	case p.state == running: // the event was lost on its way, with its connection perhaps: here it is again
+		c = p.call
+		c.reading.Add(1)
+	case p.state == ready: // the newest request counts: a client that asks again has given up the last
+		displaced, p.waiter = p.waiter, me
 	}
 	pool.mu.Unlock()
-
-	var c *call
-	select {
-	case c = <-me.calls:
-	case <-r.Context().Done():
-		c = p.leave(me)
-	case <-p.gone:
-		c = p.leave(me)
+	if displaced != nil {
+		displaced.link.refuseNext()
 	}
-	if c == nil {
-		refuseState(w, ready, "Ready")
-		return
-	}
-	defer c.reading.Done()
-	if r.Context().Err() == nil { // else the event waits for the next request
-		p.deliver(w, c)
+	if c != nil {
+		p.deliver(me, c)
 	}
 }
 
-// become makes a process ready, and takes what waits. The pool's lock is held.
-func (p *process) become(me *waiter) {
+// refuseNext answers a request for an event that somebody else gets.
+func (l *link) refuseNext() {
+	_ = l.write(refuseState(ready, "Ready")) // whoever it was is not interested
+	l.answered <- struct{}{}
+}
+
+// become makes a process ready, and takes what waits: the caller delivers it. The pool's lock is held.
+func (p *process) become(me *waiter) *call {
 	p.timer.Stop()
 	p.state, p.call, p.waiter, p.until = ready, nil, me, time.Time{}
 	switch {
@@ -132,91 +128,82 @@ func (p *process) become(me *waiter) {
 	case len(p.pool.pending) > 0:
 		c := p.pool.pending[0]
 		p.pool.pending = p.pool.pending[1:]
-		p.assign(c)
+		p.assign(c) // to me
+		return c
 	default:
 		p.pool.rest(p)
 	}
+	return nil
 }
 
 // leave is for a connection that ended in /next. An event that has just been given to it waits for the next one.
-func (p *process) leave(me *waiter) *call {
+func (p *process) leave(me *waiter) {
 	p.pool.mu.Lock()
 	defer p.pool.mu.Unlock()
 	if p.waiter == me {
 		p.waiter = nil // p stays idle: an event given to it is kept until it asks
 	}
-	select {
-	case c := <-me.calls:
-		return c
+}
+
+// deliver writes an event to a connection that has asked for one, unless the process has ended. c.reading was added to.
+func (p *process) deliver(to *waiter, c *call) {
+	defer c.reading.Done()
+	p.pool.mu.Lock()
+	over, current := p.over, p.call == c && p.state == running
+	p.delivered = p.delivered || current && !over
+	p.pool.mu.Unlock()
+	switch {
+	case over: // c is exited's
+		return
+	case !current: // another connection was faster
+		to.link.refuseNext()
+		return
+	}
+	p.out.begin(c.id)
+	to.link.writeEvent(c)
+	to.link.answered <- struct{}{} // its goroutine takes it, or has gone
+}
+
+// take takes the invocation out of the process's hands: from now on the caller of take ends it, and nobody else.
+func (p *process) take(id, to string) (*call, *reply) {
+	p.pool.mu.Lock()
+	defer p.pool.mu.Unlock()
+	switch {
+	case p.state != running:
+		return nil, refuseState(p.state, to)
+	case p.reason != unasked: // too late: exited is about to end it
+		return nil, refuse(http.StatusForbidden, "InvalidStateTransition", "The invocation has ended")
+	case p.call.id != id:
+		return nil, refuse(http.StatusBadRequest, "InvalidRequestID", "Invalid request ID")
+	default:
+		c := p.call
+		p.state = answered
+		p.pool.coming++
+		return c, nil
+	}
+}
+
+// expects refuses what is not an answer to what the process works on, before it is read.
+func (p *process) expects(id, to string) *reply {
+	p.pool.mu.Lock()
+	defer p.pool.mu.Unlock()
+	switch {
+	case p.state != running:
+		return refuseState(p.state, to)
+	case p.call.id != id:
+		return refuse(http.StatusBadRequest, "InvalidRequestID", "Invalid request ID")
 	default:
 		return nil
 	}
 }
 
-func (p *process) deliver(w http.ResponseWriter, c *call) {
-	p.pool.mu.Lock()
-	p.delivered = true
-	p.pool.mu.Unlock()
-	p.out.begin(c.id)
-	h := w.Header()
-	h["Content-Type"] = []string{"application/json"}
-	h[headerID] = []string{c.id}
-	h[headerDeadline] = []string{strconv.FormatInt(c.deadline.UnixMilli(), 10)}
-	h[headerARN] = []string{p.pool.arn}
-	if c.req.TraceID != "" {
-		h[headerTrace] = []string{c.req.TraceID}
-	}
-	if c.req.ClientContext != "" {
-		h[headerClientContext] = []string{c.req.ClientContext}
-	}
-	h["Content-Length"] = []string{strconv.Itoa(len(c.req.Payload))}
-	w.WriteHeader(http.StatusOK)
-	_, _ = w.Write(c.req.Payload) // a broken connection: the process asks again, or ends
-}
-
-// take takes the invocation out of the process's hands: from now on the caller of take ends it, and nobody else.
-func (p *process) take(w http.ResponseWriter, id, to string) *call {
-	p.pool.mu.Lock()
-	defer p.pool.mu.Unlock()
-	switch {
-	case p.state != running:
-		refuseState(w, p.state, to)
-	case p.reason != unasked: // too late: exited is about to end it
-		refuse(w, http.StatusForbidden, "InvalidStateTransition", "The invocation has ended")
-	case p.call.id != id:
-		refuse(w, http.StatusBadRequest, "InvalidRequestID", "Invalid request ID")
-	default:
-		c := p.call
-		p.state = answered
-		p.pool.coming++
-		return c
-	}
-	return nil
-}
-
-// expects says whether id is what the process works on, before its answer is read.
-func (p *process) expects(w http.ResponseWriter, id, to string) bool {
-	p.pool.mu.Lock()
-	defer p.pool.mu.Unlock()
-	switch {
-	case p.state != running:
-		refuseState(w, p.state, to)
-	case p.call.id != id:
-		refuse(w, http.StatusBadRequest, "InvalidRequestID", "Invalid request ID")
-	default:
-		return true
-	}
-	return false
-}
-
-func (p *process) serveResponse(w http.ResponseWriter, r *http.Request, id string) {
+func (p *process) serveResponse(r *http.Request, id string) *reply {
 	const to = "InvocationResponse"
 	if mode := r.Header.Get(headerResponseMode); mode != "" && !strings.EqualFold(mode, "streaming") && !strings.EqualFold(mode, "buffered") {
-		refuse(w, http.StatusBadRequest, "InvalidFunctionResponseMode", "Invalid function response mode")
-		return
+		return refuse(http.StatusBadRequest, "InvalidFunctionResponseMode", "Invalid function response mode")
 	}
-	if !p.expects(w, id, to) {
-		return
+	if a := p.expects(id, to); a != nil {
+		return a
 	}
 	body, err := readBody(r)
 	resp := &Response{Payload: body}
@@ -225,8 +212,7 @@ func (p *process) serveResponse(w http.ResponseWriter, r *http.Request, id strin
 	case errors.As(err, &large):
 		resp = &Response{FunctionError: unhandled, Payload: tooLargeDocument()}
 	case err != nil:
-		refuse(w, http.StatusBadRequest, "TruncatedHTTPRequest", "HTTP request detected as truncated")
-		return
+		return truncated()
 	default:
 		if kind := r.Trailer.Get(headerErrorType); kind != "" { // it failed while it was streaming
 			resp.FunctionError = unhandled
@@ -235,62 +221,67 @@ func (p *process) serveResponse(w http.ResponseWriter, r *http.Request, id strin
 			}
 		}
 	}
-	c := p.take(w, id, to)
-	if c == nil {
-		return
+	c, a := p.take(id, to)
+	if a != nil {
+		return a
 	}
 	p.finish(c, resp)
 	if large != nil {
-		refuse(w, http.StatusRequestEntityTooLarge, "RequestEntityTooLarge", fmt.Sprintf("Exceeded maximum allowed payload size (%d bytes).", maxPayload))
-		return
+		return tooMuch()
 	}
-	accept(w)
+	return accepted()
 }
 
-func (p *process) serveError(w http.ResponseWriter, r *http.Request, id string) {
+func (p *process) serveError(r *http.Request, id string) *reply {
 	const to = "InvocationErrorResponse"
-	if !p.expects(w, id, to) {
-		return
+	if a := p.expects(id, to); a != nil {
+		return a
 	}
-	doc, ok := errorBody(w, r)
-	if !ok {
-		return
+	doc, a := errorBody(r)
+	if a != nil {
+		return a
 	}
-	if c := p.take(w, id, to); c != nil {
-		p.finish(c, &Response{FunctionError: unhandled, Payload: doc})
-		accept(w)
+	c, a := p.take(id, to)
+	if a != nil {
+		return a
 	}
+	p.finish(c, &Response{FunctionError: unhandled, Payload: doc})
+	return accepted()
 }
 
 // serveInitError also serves /restore/error: nothing is frozen here, so that both are failures to start.
-func (p *process) serveInitError(w http.ResponseWriter, r *http.Request) {
-	doc, ok := errorBody(w, r)
-	if !ok {
-		return
+func (p *process) serveInitError(r *http.Request) *reply {
+	doc, a := errorBody(r)
+	if a != nil {
+		return a
 	}
 	p.pool.mu.Lock()
+	defer p.pool.mu.Unlock()
 	if p.state != starting {
-		refuseState(w, p.state, "InitError")
-		p.pool.mu.Unlock()
-		return
+		return refuseState(p.state, "InitError")
 	}
 	p.initErr = doc
 	p.timer.Reset(time.Second) // by then it has gone, or is made to
-	p.pool.mu.Unlock()
-	accept(w)
+	return accepted()
 }
 
-// errorBody returns the document of an error, or answers.
-func errorBody(w http.ResponseWriter, r *http.Request) (doc []byte, ok bool) {
+func truncated() *reply {
+	return refuse(http.StatusBadRequest, "TruncatedHTTPRequest", "HTTP request detected as truncated")
+}
+
+func tooMuch() *reply {
+	return refuse(http.StatusRequestEntityTooLarge, "RequestEntityTooLarge", fmt.Sprintf("Exceeded maximum allowed payload size (%d bytes).", maxPayload))
+}
+
+// errorBody returns the document of an error, or what to answer.
+func errorBody(r *http.Request) (doc []byte, no *reply) {
 	body, err := readBody(r)
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
-		refuse(w, http.StatusRequestEntityTooLarge, "RequestEntityTooLarge", fmt.Sprintf("Exceeded maximum allowed payload size (%d bytes).", maxPayload))
-		return nil, false
+		return nil, tooMuch()
 	case err != nil:
-		refuse(w, http.StatusBadRequest, "TruncatedHTTPRequest", "HTTP request detected as truncated")
-		return nil, false
+		return nil, truncated()
 	}
 	kind := r.Header.Get(headerErrorType)
 	if r.Header.Get("Content-Type") == "application/vnd.aws.lambda.error.cause+json" { // with a cause for X-Ray, which is not the caller's
@@ -305,7 +296,7 @@ func errorBody(w http.ResponseWriter, r *http.Request) (doc []byte, ok bool) {
 		}
 		body = document{ErrorType: kind, ErrorMessage: "the runtime gave no reason"}.json()
 	}
-	return body, true
+	return body, nil
 }
 
 // readBody reads a request's body, and of one that is too large all that comes, so that the runtime hears the answer.

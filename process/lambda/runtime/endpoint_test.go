@@ -62,14 +62,14 @@ func TestEndpoint(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c := Config{Name: "web", URL: srv.URL, SecretFile: secret, Token: "t0ken", CAFile: ca, Headers: map[string]string{"X-Extra": "1"}, Timeout: conf.Duration(500 * time.Millisecond), Concurrency: 1}
+	c := Config{Name: "web", URL: srv.URL, SecretFile: secret, Token: "t0ken", CAFile: ca, Headers: map[string]string{"X-Extra": "1"}, Timeout: conf.Duration(2 * time.Second), Concurrency: 1}
 	inv := open(t, c)
 	succeed(t, inv, "hello", "got hello")
 	failing(t, inv, "bad", "Endpoint.Failed", `endpoint answered 422 Unprocessable Entity: "no such truck"`)
 	failing(t, inv, "move", "Endpoint.Failed", "redirects are not followed")
 	failing(t, inv, "huge", "Function.ResponseSizeTooLarge", "6291556 bytes")
 	failing(t, inv, "cut", "Endpoint.Failed", "EOF")
-	failing(t, inv, "slow", "Sandbox.Timedout", "Task timed out after 0.50 seconds")
+	failing(t, inv, "slow", "Sandbox.Timedout", "Task timed out after 2.00 seconds")
 
 	_, err := inv.Invoke(t.Context(), &Request{ID: "request-1", Payload: []byte("busy")})
 	var throttled *ThrottledError

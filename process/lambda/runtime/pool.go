@@ -89,15 +89,28 @@ func (p *pool) Invoke(ctx context.Context, req *Request) (*Response, error) {
 		return nil, ErrThrottled
 	}
 	p.inflight++
+	var proc *process
+	var to *waiter
 	if n := len(p.idle); n > 0 {
-		proc := p.idle[n-1]
+		proc = p.idle[n-1]
 		p.idle = p.idle[:n-1]
-		proc.assign(c)
+		to = proc.assign(c)
 	} else {
 		p.pending = append(p.pending, c)
 		p.spawn()
 	}
 	p.mu.Unlock()
+	if to != nil { // the write may block: ctx ends it through the process
+		abandoned := make(chan struct{})
+		stop := context.AfterFunc(ctx, func() {
+			defer close(abandoned)
+			p.abandon(c, ctx.Err())
+		})
+		proc.deliver(to, c)
+		if !stop() {
+			<-abandoned
+		}
+	}
 
 	select {
 	case <-c.done:

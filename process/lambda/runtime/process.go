@@ -1,12 +1,8 @@
 package runtime
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	goruntime "runtime"
@@ -53,6 +49,7 @@ type process struct {
 	waiter    *waiter // while ready, unless its connection was lost
 	delivered bool    // call has been given to a connection: the process may have seen it
 	pid       int     // 0 before its start and after its end
+	over      bool    // it has ended
 	reason    reason
 	cause     error       // for abandoned
 	timer     *time.Timer // of its start, then of each deadline
@@ -63,16 +60,13 @@ type process struct {
 	since     time.Time     // ready
 	sampled   time.Time     // when peak was read
 
-	out      *capture
-	peak     atomic.Int64   // bytes
-	handlers sync.WaitGroup // connections
+	out  *capture
+	peak atomic.Int64 // bytes
 }
 
-// A waiter is a request for the next event.
-type waiter struct{ calls chan *call }
-
-// assign gives a call to a process that waits. The pool's lock is held.
-func (p *process) assign(c *call) {
+// assign gives a call to a process that waits, and returns the request that waits for it: the caller delivers it. nil: it has lost its
+// connection, and asks again. The pool's lock is held.
+func (p *process) assign(c *call) *waiter {
 	now := time.Now()
 	p.state, p.call = running, c
 	c.started = now
@@ -83,11 +77,12 @@ func (p *process) assign(c *call) {
 	p.until = c.deadline
 	p.timer.Reset(time.Until(c.deadline))
 	p.delivered = false
-	if p.waiter != nil {
+	to := p.waiter
+	if to != nil {
 		c.reading.Add(1)
-		p.waiter.calls <- c // it has room for one
 		p.waiter = nil
 	}
+	return to
 }
 
 // late is what the timer does.
@@ -140,42 +135,29 @@ func (p *process) run() {
 // live returns why the process could not start, or how it ended. Nothing of it is left then.
 func (p *process) live(began time.Time, stream string) (how error, started bool) {
 	pool := p.pool
-	var lc net.ListenConfig
-	ln, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
+	d, err := openDoor(p)
 	if err != nil {
-		return fmt.Errorf("listen for the runtime: %w", err), false
+		return err, false
 	}
-	defer p.handlers.Wait()
-	srv := &http.Server{
-		Handler:           http.HandlerFunc(p.serve),
-		ReadHeaderTimeout: 0, // a runtime's connection may wait for as long as it likes: it ends with the process
-		MaxHeaderBytes:    2 << 20,
-		ErrorLog:          slog.NewLogLogger(pool.log.Handler(), slog.LevelDebug),
-		ConnState: func(_ net.Conn, s http.ConnState) {
-			switch s { //nolint:exhaustive // first and last
-			case http.StateNew:
-				p.handlers.Add(1)
-			case http.StateClosed, http.StateHijacked:
-				p.handlers.Done()
-			}
-		},
-	}
-	var wg sync.WaitGroup
-	wg.Go(func() { _ = srv.Serve(ln) }) // it ends with Close
-	defer wg.Wait()
-	defer srv.Close() //nolint:errcheck // connections of a process that is no more
+	defer d.close()
 	defer close(p.gone)
 
 	r, w, err := outputPipe()
 	if err != nil {
 		return err, false
 	}
-	defer r.Close()                                                       //nolint:errcheck // only read
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer r.Close() //nolint:errcheck // only read
+
 	cmd := exec.Command(pool.prog.path, pool.prog.arguments(pool.dir)...) //nolint:gosec,noctx // the user's program; kill ends it, with its group
 	cmd.Dir = pool.prog.root
-	cmd.Env = environment(&pool.cfg, pool.prog, pool.dir, ln.Addr().String(), stream)
+	cmd.Env = environment(&pool.cfg, pool.prog, pool.dir, d.ln.Addr().String(), stream)
 	cmd.Stdout, cmd.Stderr = w, w
 	cmd.SysProcAttr = own()
+	pool.mu.Lock()
+	p.begun = began
+	pool.mu.Unlock()
 	err = cmd.Start()
 	_ = w.Close() // it is the child's
 	if err != nil {
@@ -183,7 +165,7 @@ func (p *process) live(began time.Time, stream string) (how error, started bool)
 	}
 	wg.Go(func() { pump(r, p.out) })
 	pool.mu.Lock()
-	p.pid, p.begun = cmd.Process.Pid, began
+	p.pid = cmd.Process.Pid
 	if p.reason != unasked {
 		signalGroup(p.pid, true)
 	}
@@ -192,7 +174,7 @@ func (p *process) live(began time.Time, stream string) (how error, started bool)
 	awaitExit(cmd.Process.Pid)
 	pool.mu.Lock()
 	signalGroup(cmd.Process.Pid, true) // what it has left behind
-	p.pid = 0
+	p.pid, p.over = 0, true
 	pool.mu.Unlock()
 	err = cmd.Wait()
 	p.out.read()
