@@ -262,6 +262,9 @@ func benchMosquitto(ctx context.Context, b *benchRun) error {
 
 // benchIdle measures what the server's memory grows by with idle connections.
 func benchIdle(ctx context.Context, b *benchRun) error {
+	if err := os.MkdirAll(b.dir, 0o755); err != nil { //nolint:gosec // a data directory
+		return err
+	}
 	cert, key, roots, err := benchCertificate(b.dir)
 	if err != nil {
 		return err
