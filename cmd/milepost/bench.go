@@ -35,7 +35,7 @@ func benches() []bench {
 	return []bench{
 		{"log", "the log alone: records/s appended and read", benchLog},
 		{"batch", "HTTP batches end to end: durable, decoded, judged, in state, in Parquet", benchBatch},
-		{"mqtt", "MQTT QoS 1 and QoS 0, one packet a write", benchMQTT},
+		{"mqtt", "MQTT: one and 20 packets a write, QoS 1 and 0, beside mosquitto; with -idle, memory of idle connections", benchMQTT},
 		{"kinesis", "the Kinesis API: signed puts, reads, fan-out", benchKinesis},
 		{"latency", "publish to visible at a fixed rate", benchLatency},
 		{"recovery", "time to be ready after kill -9", benchRecovery},
@@ -53,6 +53,7 @@ type benchRun struct {
 	conns    int
 	rate     int
 	rows     int
+	idle     int
 	figures  []figure
 	current  string
 }
@@ -84,6 +85,7 @@ func runBench(ctx context.Context, e *env, args []string) error {
 	fs.IntVar(&b.conns, "connections", 8, "HTTP connections; MQTT uses 200")
 	fs.IntVar(&b.rate, "rate", 50_000, "readings a second of the latency bench")
 	fs.IntVar(&b.rows, "rows", 5_000_000, "rows of the query bench's lake")
+	fs.IntVar(&b.idle, "idle", 0, "idle MQTT connections whose memory the mqtt bench measures, plain and over TLS; as many as the limit of open files allows")
 	fs.StringVar(&b.dir, "dir", "", "where to put data (default: a temporary directory; use the disk that you mean to measure)")
 	jsonTo := fs.String("json", "", "also write the figures as JSON to this file, - for standard output instead of the table")
 	names, err := parse(fs, args)
@@ -160,7 +162,7 @@ func cpuName() string {
 
 // benchConfig writes a configuration for a server under test. It differs from the defaults only where waiting would measure
 // a timer: rows are archived after a second rather than a minute; and in limits, which would measure themselves.
-func (b *benchRun) benchConfig(name string) (path, httpAddr, mqttAddr string, err error) {
+func (b *benchRun) benchConfig(name string, change ...func(*Config)) (path, httpAddr, mqttAddr string, err error) {
 	dir := filepath.Join(b.dir, name)
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // a data directory
 		return "", "", "", err
@@ -181,6 +183,9 @@ func (b *benchRun) benchConfig(name string) (path, httpAddr, mqttAddr string, er
 	c.Limits.Rate = 0
 	c.Anomaly.Shipped = false // beside the path that is measured, at about 1.2 µs a reading: BenchmarkFold of process/anomaly
 	c.Log.Level = "warn"
+	for _, f := range change {
+		f(&c)
+	}
 	text, err := conf.Effective(&c)
 	if err != nil {
 		return "", "", "", err

@@ -70,32 +70,26 @@ func appendRemaining(b []byte, n int) []byte {
 	return append(b, byte(n))
 }
 
-// puback waits for the next PUBACK and returns its packet id.
-func (l *mqttLink) puback() (uint16, error) {
-	for {
+// pubacks waits for acknowledgements and returns how many of those that have come it has taken: at least one.
+func (l *mqttLink) pubacks() (int, error) {
+	n := 0
+	for n == 0 || l.r.Buffered() >= 4 {
 		head, err := l.r.ReadByte()
 		if err != nil {
-			return 0, err
+			return n, err
 		}
-		n, err := binary.ReadUvarint(l.r)
+		size, err := binary.ReadUvarint(l.r)
 		if err != nil {
-			return 0, err
+			return n, err
 		}
-		if head>>4 != 4 || n < 2 {
-			if _, err := l.r.Discard(int(n)); err != nil { //nolint:gosec // a packet length
-				return 0, err
-			}
-			continue
+		if _, err := l.r.Discard(int(size)); err != nil { //nolint:gosec // a packet length
+			return n, err
 		}
-		var id [2]byte
-		if _, err := io.ReadFull(l.r, id[:]); err != nil {
-			return 0, err
+		if head>>4 == 4 {
+			n++
 		}
-		if _, err := l.r.Discard(int(n) - 2); err != nil { //nolint:gosec // a packet length
-			return 0, err
-		}
-		return binary.BigEndian.Uint16(id[:]), nil
 	}
+	return n, nil
 }
 
 // close says goodbye, so that the server does not take it for a failure.

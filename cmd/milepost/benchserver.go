@@ -71,8 +71,8 @@ func startBenchServer(ctx context.Context, config, httpAddr, mqttAddr string) (*
 }
 
 // serve starts a server on a new data directory of the given name.
-func (b *benchRun) serve(ctx context.Context, name string) (*benchServer, error) {
-	config, httpAddr, mqttAddr, err := b.benchConfig(name)
+func (b *benchRun) serve(ctx context.Context, name string, change ...func(*Config)) (*benchServer, error) {
+	config, httpAddr, mqttAddr, err := b.benchConfig(name, change...)
 	if err != nil {
 		return nil, err
 	}
@@ -162,13 +162,17 @@ func (s *benchServer) cpu() time.Duration {
 }
 
 // peakMemory returns the server's largest resident size in bytes.
-func (s *benchServer) peakMemory() float64 {
+func (s *benchServer) peakMemory() float64 { return s.memory("VmHWM:") }
+
+// memory returns a line of the process's status in bytes.
+func (s *benchServer) memory(line string) float64 {
+	want := line
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(s.cmd.Process.Pid) + "/status")
 	if err != nil {
 		return 0
 	}
 	for line := range strings.Lines(string(b)) {
-		if kb, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if kb, ok := strings.CutPrefix(line, want); ok {
 			n, err := strconv.ParseFloat(strings.Fields(kb)[0], 64)
 			if err != nil {
 				return 0

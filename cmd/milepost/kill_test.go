@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -472,5 +473,33 @@ func checkLog(t *testing.T, data string, devices []*truck, base int64) {
 				break
 			}
 		}
+	}
+}
+
+// puback waits for the next PUBACK and returns its packet id.
+func (l *mqttLink) puback() (uint16, error) {
+	for {
+		head, err := l.r.ReadByte()
+		if err != nil {
+			return 0, err
+		}
+		n, err := binary.ReadUvarint(l.r)
+		if err != nil {
+			return 0, err
+		}
+		if head>>4 != 4 || n < 2 {
+			if _, err := l.r.Discard(int(n)); err != nil { //nolint:gosec // a packet length
+				return 0, err
+			}
+			continue
+		}
+		var id [2]byte
+		if _, err := io.ReadFull(l.r, id[:]); err != nil {
+			return 0, err
+		}
+		if _, err := l.r.Discard(int(n) - 2); err != nil { //nolint:gosec // a packet length
+			return 0, err
+		}
+		return binary.BigEndian.Uint16(id[:]), nil
 	}
 }

@@ -510,3 +510,12 @@ func TestWebSocket(t *testing.T) {
 		t.Error(head)
 	}
 }
+
+// A connection that says nothing, or half of a CONNECT, ends in time (3.1.4-1).
+func TestConnectInTime(t *testing.T) {
+	w := newWorld(t, ingest.Limits{}, mqtt.Config{ConnectTimeout: 300 * time.Millisecond})
+	silent, half := dial(t, w.server.Addr()), dial(t, w.server.Addr())
+	half.send([]byte{0x10, 20, 0, 4})
+	silent.wantEnd()
+	half.wantEnd()
+}

@@ -81,7 +81,6 @@ var heavy = map[string]string{
 	"github.com/parquet-go/parquet-go":               "archive",
 	"github.com/apache/arrow-go/v18":                 "query/duckdb",
 	"cel.dev/cel-go":                                 "process/rule",
-	"github.com/mochi-mqtt/server/v2":                "ingest/mqtt",
 	"github.com/wneessen/go-mail":                    "alert",
 	"github.com/MobilityData/gtfs-realtime-bindings": "ingest/format",
 	"github.com/teslamotors/fleet-telemetry":         "ingest/format",
