@@ -223,7 +223,7 @@ func (o *evaluation) fleet(ctx context.Context, n int, seed uint64) ([]outcome, 
 	var trans []rule.Transition
 	for i := 0; left > 0; i++ {
 		if i&4095 == 0 && ctx.Err() != nil {
-			return nil, nil // a part of a day would be all healthy
+			return nil, nil //nolint:nilerr // a part of a day would be all healthy
 		}
 		at, readings := f.Next()
 		if at.UnixMilli() > end {

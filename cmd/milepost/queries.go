@@ -44,7 +44,7 @@ func (s *server) openQueries(ctx context.Context, _ vfs.FS) error {
 	outputs := map[string]*process.Output{}
 	for _, q := range specs {
 		if _, err := s.logs.Stream(q.Output); err != nil {
-			return fmt.Errorf("queries.%s.output: %w: name it under streams:", q.Name, err)
+			return fmt.Errorf("queries.%s.output: %w: name it in the section streams", q.Name, err)
 		}
 		if outputs[q.Output], err = s.outbox.Output(ctx, q.Output); err != nil {
 			return err

@@ -158,7 +158,7 @@ func (s *server) try(ctx context.Context, w io.Writer, in []trialRecord, want []
 		given[r.Stream] = true
 		l, err := s.logs.Stream(r.Stream)
 		if err != nil {
-			return fmt.Errorf("stream %s: %w: name it under streams:", r.Stream, err)
+			return fmt.Errorf("stream %s: %w: name it in the section streams", r.Stream, err)
 		}
 		recs := []stream.Record{r.Record}
 		if err := l.Append(ctx, recs); err != nil {

@@ -53,13 +53,13 @@ func (s *server) openWindows(ctx context.Context, _ vfs.FS) error {
 func (s *server) openWindowsOf(ctx context.Context, name string, defs []*window.Def) error {
 	source, err := s.logs.Stream(name)
 	if err != nil {
-		return fmt.Errorf("%w: name it under streams:", err)
+		return fmt.Errorf("%w: name it in the section streams", err)
 	}
 	outputs := map[string]*process.Output{}
 	for _, d := range defs {
 		if to := d.Spec.Output; to != "" {
 			if _, err := s.logs.Stream(to); err != nil {
-				return fmt.Errorf("windows.%s.output: %w: name it under streams:", d.Spec.Name, err)
+				return fmt.Errorf("windows.%s.output: %w: name it in the section streams", d.Spec.Name, err)
 			}
 			if outputs[to], err = s.outbox.Output(ctx, to); err != nil {
 				return err

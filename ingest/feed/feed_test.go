@@ -26,11 +26,11 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func positions(t *testing.T, stamp int64, vehicles ...string) []byte {
 	t.Helper()
-	m := &gtfs.FeedMessage{Header: &gtfs.FeedHeader{GtfsRealtimeVersion: proto.String("2.0")}}
+	m := &gtfs.FeedMessage{Header: &gtfs.FeedHeader{GtfsRealtimeVersion: new("2.0")}}
 	for _, v := range vehicles {
-		m.Entity = append(m.Entity, &gtfs.FeedEntity{Id: proto.String("e" + v), Vehicle: &gtfs.VehiclePosition{
-			Vehicle: &gtfs.VehicleDescriptor{Id: proto.String(v)}, Timestamp: proto.Uint64(uint64(stamp)),
-			Position: &gtfs.Position{Latitude: proto.Float32(30), Longitude: proto.Float32(-97)},
+		m.Entity = append(m.Entity, &gtfs.FeedEntity{Id: new("e" + v), Vehicle: &gtfs.VehiclePosition{
+			Vehicle: &gtfs.VehicleDescriptor{Id: new(v)}, Timestamp: new(uint64(stamp)),
+			Position: &gtfs.Position{Latitude: new(float32(30)), Longitude: new(float32(-97))},
 		}})
 	}
 	b, err := proto.Marshal(m)

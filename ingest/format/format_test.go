@@ -1,6 +1,7 @@
 package format
 
 import (
+	"encoding/base64"
 	"net/http"
 	"net/url"
 	"strings"
@@ -13,8 +14,6 @@ import (
 	"golang.org/x/crypto/nacl/secretbox"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
-
-	"encoding/base64"
 
 	"github.com/milepost/milepost/telemetry"
 )
@@ -197,23 +196,23 @@ func TestGTFSRealtime(t *testing.T) {
 	stamp := uint64(1795262400)
 	entity := func(id, vehicle string, at uint64) *gtfs.FeedEntity {
 		v := &gtfs.VehiclePosition{
-			Position:  &gtfs.Position{Latitude: proto.Float32(30.2672), Longitude: proto.Float32(-97.7431), Speed: proto.Float32(10), Bearing: proto.Float32(90)},
-			Timestamp: proto.Uint64(at), CurrentStatus: gtfs.VehiclePosition_STOPPED_AT.Enum(),
+			Position:  &gtfs.Position{Latitude: new(float32(30.2672)), Longitude: new(float32(-97.7431)), Speed: new(float32(10)), Bearing: new(float32(90))},
+			Timestamp: new(at), CurrentStatus: gtfs.VehiclePosition_STOPPED_AT.Enum(),
 		}
 		if vehicle != "" {
-			v.Vehicle = &gtfs.VehicleDescriptor{Id: proto.String(vehicle)}
+			v.Vehicle = &gtfs.VehicleDescriptor{Id: new(vehicle)}
 		}
-		return &gtfs.FeedEntity{Id: proto.String(id), Vehicle: v}
+		return &gtfs.FeedEntity{Id: new(id), Vehicle: v}
 	}
 	feed := func(es ...*gtfs.FeedEntity) Input {
-		b, err := proto.Marshal(&gtfs.FeedMessage{Header: &gtfs.FeedHeader{GtfsRealtimeVersion: proto.String("2.0"), Timestamp: proto.Uint64(stamp)}, Entity: es})
+		b, err := proto.Marshal(&gtfs.FeedMessage{Header: &gtfs.FeedHeader{GtfsRealtimeVersion: new("2.0"), Timestamp: new(stamp)}, Entity: es})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return Input{Data: b}
 	}
 	reading := "{'vehicle_id':'2105','ts':'2026-11-21T12:00:00.000Z','lat':30.2672,'lon':-97.7431,'speed':36,'heading':90,'status':'STOPPED_AT'}"
-	check(t, f, feed(entity("e1", "2105", stamp), &gtfs.FeedEntity{Id: proto.String("e2")}), want{lines: reading, ignored: 1})
+	check(t, f, feed(entity("e1", "2105", stamp), &gtfs.FeedEntity{Id: new("e2")}), want{lines: reading, ignored: 1})
 	check(t, f, feed(entity("e1", "2105", stamp)), want{ignored: 1}) // the same snapshot again
 	check(t, f, feed(entity("e1", "2105", stamp+1), entity("2106", "", stamp), entity("e3", "a/b", stamp)), want{lines: strings.Replace(reading, "00.000Z", "01.000Z", 1) + "\n" + strings.Replace(reading, "2105", "2106", 1), bad: 1})
 	check(t, f, Input{Data: []byte("<html>")}, want{err: "GTFS"})

@@ -354,7 +354,7 @@ func sparkplugMetricOf(b []byte) (m sparkplugValue, err error) {
 	if err != nil || null {
 		return m, err
 	}
-	switch field {
+	switch int(field) {
 	case 10: // int_value, 32 bits
 		m.value, m.number = float64(uint32(raw)), true //nolint:gosec // its width
 		switch kind {

@@ -49,7 +49,7 @@ func payload(stamp, seq uint64, metrics ...metric) []byte {
 			p = protowire.AppendBytes(protowire.AppendTag(p, 2, protowire.BytesType), v)
 			x = protowire.AppendBytes(protowire.AppendTag(x, 9, protowire.BytesType), p)
 		}
-		switch m.field {
+		switch int(m.field) {
 		case 10, 11, 14:
 			x = protowire.AppendVarint(protowire.AppendTag(x, m.field, protowire.VarintType), m.value)
 		case 12:
@@ -127,8 +127,13 @@ func TestSparkplugRebirth(t *testing.T) {
 		at   time.Duration
 		want int
 	}{
-		{"NDATA", 5, 0, 1}, {"NDATA", 6, time.Second, 0}, {"NBIRTH", 0, 2 * time.Second, 0}, {"NDATA", 1, 3 * time.Second, 0},
-		{"NDATA", 3, 20 * time.Second, 1}, {"NBIRTH", 0, 21 * time.Second, 0}, {"NDATA", 1, 22 * time.Second, 0},
+		{"NDATA", 5, 0, 1},
+		{"NDATA", 6, time.Second, 0},
+		{"NBIRTH", 0, 2 * time.Second, 0},
+		{"NDATA", 1, 3 * time.Second, 0},
+		{"NDATA", 3, 20 * time.Second, 1},
+		{"NBIRTH", 0, 21 * time.Second, 0},
+		{"NDATA", 1, 22 * time.Second, 0},
 	} {
 		if got := ask("spBv1.0/fleet/"+step.kind+"/gw-1", step.seq, now.Add(step.at)); got != step.want {
 			t.Errorf("step %d: asked %d times, want %d", i, got, step.want)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
@@ -34,9 +35,7 @@ func (OsmAnd) Convert(in *Input, out *Output) error {
 		}
 		q = url.Values{}
 		for _, from := range []url.Values{in.Query, form} {
-			for k, v := range from {
-				q[k] = v
-			}
+			maps.Copy(q, from)
 		}
 	}
 	vehicle := vehicleOf(in.Device, q.Get("id"), q.Get("deviceid"))

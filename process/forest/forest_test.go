@@ -386,8 +386,14 @@ func compare(t *testing.T, f, g *Forest, i int) *Forest {
 
 func TestRefuses(t *testing.T) {
 	bad := []Config{
-		{}, {Dimensions: 200, ShingleSize: 2}, {Dimensions: 1, ShingleSize: -1}, {Dimensions: 1, NumberOfTrees: -1}, {Dimensions: 1, SubSampleSize: 1},
-		{Dimensions: 1, SubSampleSize: 1 << 20}, {Dimensions: 1, TimeDecay: math.NaN()}, {Dimensions: 1, TimeDecay: -1},
+		{},
+		{Dimensions: 200, ShingleSize: 2},
+		{Dimensions: 1, ShingleSize: -1},
+		{Dimensions: 1, NumberOfTrees: -1},
+		{Dimensions: 1, SubSampleSize: 1},
+		{Dimensions: 1, SubSampleSize: 1 << 20},
+		{Dimensions: 1, TimeDecay: math.NaN()},
+		{Dimensions: 1, TimeDecay: -1},
 	}
 	for _, cfg := range bad {
 		if _, err := New(cfg); err == nil {
