@@ -39,6 +39,7 @@ func benches() []bench {
 		{"kinesis", "the Kinesis API: signed puts, reads, fan-out", benchKinesis},
 		{"latency", "publish to visible at a fixed rate", benchLatency},
 		{"recovery", "time to be ready after kill -9", benchRecovery},
+		{"functions", "users' functions: a Go bootstrap, built-in ones, and what the mapping adds", benchFunctions},
 		{"queries", "SQL over a generated lake", benchQueries},
 	}
 }

@@ -35,6 +35,7 @@ func commands() []command {
 		{"serve", "--config FILE", "run for real", runServe},
 		{"check", "--config FILE", "validate a configuration and print what would run", runCheck},
 		{"sql", `"SELECT …"`, "ask a running server (--addr) in SQL", runSQL},
+		{"functions", "[COMMAND]", "a running server's functions: list, pause, resume, reset, redrive, logs, invoke", runFunctions},
 		{"rules", "test FILE…", "run rule scenarios", runRules},
 		{"try", "[DIR]", "run functions and windows over a file of records and print what comes out", runTry},
 		{"anomaly", "evaluate", "measure detectors on a simulated coolant leak: lead time and false alarms", runAnomaly},
@@ -57,6 +58,10 @@ const (
 )
 
 func main() {
+	if h := os.Getenv(benchHandlerVariable); h != "" {
+		benchBootstrap(h)
+		return
+	}
 	// The second signal ends the program at once: draining is worth waiting for, but not for ever.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)

@@ -448,6 +448,12 @@ func TestOperations(t *testing.T) {
 		{"GET", "/v1/functions", "", `200`},
 		{"GET", "/v1/functions/f", "", `200`},
 		{"GET", "/v1/functions/f/logs", "", "200 \n{\"invocations\":[]}"},
+		{"GET", "/v1/functions/f/lines", "", "200 \n{\"lines\":[]}"},
+		{"GET", "/v1/functions/g/lines", "", "404 \n{\"error\":\"there is no function g\"}"},
+		{"GET", "/v1/functions/f/lines?since=-1", "", "400 \n{\"error\":\"since: \\\"-1\\\" is not the number of a line\"}"},
+		{"GET", "/v1/functions/f/lines?limit=0", "", "400 \n{\"error\":\"limit: \\\"0\\\": use 1 to 2000\"}"},
+		{"POST", "/v1/functions/g/invoke", "{}", "404 \n{\"error\":\"there is no function g\"}"},
+		{"POST", "/v1/functions/f/invoke", "{", "400 \n{\"error\":\"body: the event is not JSON\"}"},
 		{"GET", "/v1/functions/g", "", "404 \n{\"error\":\"there is no function g\"}"},
 		{"POST", "/v1/functions/f/pause", `{"mapping":"vehicles"}`, "200 \n{\"done\":[{\"mapping\":\"" + uuids[0] + "\"}]}"},
 		{"POST", "/v1/functions/f/resume", `{"mapping":"` + uuids[0] + `"}`, `200`},
@@ -455,7 +461,7 @@ func TestOperations(t *testing.T) {
 		{"POST", "/v1/functions/f/reset", `{"mapping":"vehicles","to":"START","confirm":"f"}`, "400 \n{\"error\":\"to: \\\"START\\\" is not known: use TRIM_HORIZON, LATEST or AT_TIMESTAMP\"}"},
 		{"POST", "/v1/functions/f/reset", `{"mapping":"vehicles","to":"trim_horizon","confirm":"f"}`, `200`},
 		{"POST", "/v1/functions/f/redrive", `{"mapping":"vehicles"}`, "200 \n{\"done\":[{\"mapping\":\"" + uuids[0] + "\",\"report\":{\"documents\":0,\"records\":0,\"failed\":0,\"missing\":0}}]}"},
-		{"POST", "/v1/functions/f/dance", `{}`, "404 \n{\"error\":\"\\\"dance\\\" is not known: use pause, resume, reset or redrive\"}"},
+		{"POST", "/v1/functions/f/dance", `{}`, "404 \n{\"error\":\"\\\"dance\\\" is not known: use pause, resume, reset, redrive or invoke\"}"},
 		{"POST", "/v1/functions/f/pause", `{"mapping":"none"}`, "404 \n{\"error\":\"function f has no mapping none: give the UUID or the stream of one\"}"},
 	} {
 		if got := b.ask(c.method, c.path, c.body, kind, js); !strings.HasPrefix(got, c.want) {

@@ -290,14 +290,15 @@ func (r *Registry) Operations() http.Handler {
 		}
 		reply(w, http.StatusOK, map[string]any{"invocations": tails})
 	})
+	mux.HandleFunc("GET /v1/functions/{name}/lines", r.serveLines)
+	mux.HandleFunc("POST /v1/functions/{name}/invoke", r.try)
 	mux.HandleFunc("POST /v1/functions/{name}/{action}", r.operate)
 	return mux
 }
 
 func (r *Registry) operate(w http.ResponseWriter, req *http.Request) {
-	// A page of another site can send a form but not this type, so that it cannot operate functions through somebody's browser.
-	if kind, _, _ := strings.Cut(req.Header.Get("Content-Type"), ";"); strings.TrimSpace(kind) != "application/json" {
-		refuse(w, http.StatusUnsupportedMediaType, errors.New("send JSON, with Content-Type: application/json"))
+	if err := isJSON(req); err != nil {
+		refuse(w, http.StatusUnsupportedMediaType, err)
 		return
 	}
 	var o order
@@ -336,7 +337,7 @@ func (r *Registry) operate(w http.ResponseWriter, req *http.Request) {
 		}
 		each = func(uuid string) (any, error) { return r.Redrive(ctx, uuid, o.Document) }
 	default:
-		refuse(w, http.StatusNotFound, fmt.Errorf("%q is not known: use pause, resume, reset or redrive", action))
+		refuse(w, http.StatusNotFound, fmt.Errorf("%q is not known: use pause, resume, reset, redrive or invoke", action))
 		return
 	}
 	type done struct {
