@@ -36,6 +36,9 @@ type batch struct {
 	line    int    // of the element at hand, from 1
 	rest    []byte // the payload after that element
 	stopped bool   // a round failed: the rest is not tried, or it would overtake what the sender sends again
+	hold    bool   // an Intake's: rounds are the Pipeline's, and a device over its rate is told how long to wait
+
+	messages, size int // admitted to decoding, and their bytes; counted at the end
 
 	// One round's: what goes into one Append.
 	recs        []stream.Record
@@ -93,7 +96,7 @@ func (d *Door) begin(ctx context.Context, r *Receipt) *batch {
 	b.ctx, b.door, b.receipt = ctx, d, r
 	b.now = time.Now()
 	b.arrival = b.now.UnixMilli()
-	b.stopped = false
+	b.stopped, b.messages, b.size = false, 0, 0
 	return b
 }
 
@@ -103,6 +106,7 @@ func (b *batch) end() {
 		slices.SortFunc(b.receipt.Problems, func(x, y Problem) int { return x.Line - y.Line })
 	}
 	d := b.door
+	b.count()
 	d.m.readings.Add(float64(b.receipt.Accepted))
 	d.m.ack.Observe(time.Since(b.now).Seconds())
 	b.ctx, b.door, b.payload, b.receipt, b.rest = nil, nil, nil, nil, nil
@@ -110,10 +114,17 @@ func (b *batch) end() {
 	d.batches.Put(b)
 }
 
+// count tells the metrics what was admitted to decoding.
+func (b *batch) count() {
+	b.door.m.messages.Add(float64(b.messages))
+	b.door.m.bytes.Add(float64(b.size))
+	b.messages, b.size = 0, 0
+}
+
 func (b *batch) add(p *Payload) {
 	b.payload = p
-	b.door.m.messages.Inc()
-	b.door.m.bytes.Add(float64(len(p.Data)))
+	b.messages++
+	b.size += len(p.Data)
 	if p.Vehicle != "" {
 		if err := telemetry.CheckVehicle(p.Vehicle); err != nil {
 			b.refuse(p.Data, 1, Mismatch, "in the topic or path: "+err.Error())
@@ -154,9 +165,14 @@ func (b *batch) element(elem []byte, index int) bool {
 		return true
 	}
 	vehicle := b.reading.Vehicle
-	if b.door.rates != nil {
-		wait := b.door.rates.take(vehicle, b.now.UnixNano(), p.Wait != nil)
-		if wait > 0 && p.Wait == nil {
+	if p.May != nil && !p.May(vehicle) {
+		b.refuse(elem, line, Mismatch, fmt.Sprintf("the sender may not report for vehicle %q: see its policy", vehicle))
+		return true
+	}
+	if b.door.rates != nil || b.door.volumes != nil {
+		debt := p.Wait != nil || b.hold
+		wait := b.door.wait(vehicle, len(elem), b.now.UnixNano(), debt)
+		if wait > 0 && !debt {
 			r.Readings++
 			r.Throttled++
 			r.RetryAfter = max(r.RetryAfter, wait)
@@ -169,7 +185,7 @@ func (b *batch) element(elem []byte, index int) bool {
 	r.Readings++
 	b.recs = append(b.recs, stream.Record{Key: vehicle, Data: elem})
 	b.lines = append(b.lines, line)
-	if b.bytes += len(elem); len(b.recs) >= maxRecords || b.bytes >= maxRecordBytes {
+	if b.bytes += len(elem); !b.hold && (len(b.recs) >= maxRecords || b.bytes >= maxRecordBytes) {
 		b.flush()
 	}
 	return true

@@ -47,7 +47,7 @@ func (b *batch) refuseIn(whole, data []byte, line int, why Reason, reason string
 		payload: b.payload, whole: whole, data: data, reason: reason, line: line, last: line, lines: 1,
 	})
 	b.letterBytes += len(data)
-	if len(b.letters) >= maxLetters || b.letterBytes >= maxLetterBytes {
+	if !b.hold && (len(b.letters) >= maxLetters || b.letterBytes >= maxLetterBytes) {
 		b.bury()
 	}
 }

@@ -3,7 +3,8 @@
 //
 // The doors (ingest/mqtt, ingest/httpapi) speak protocols and own connections; everything they share is here. A door calls
 // Admit with what one request or message carried, waits for the log's group commit, and turns the Receipt into the answer its
-// protocol has. Nothing here starts a goroutine.
+// protocol has. A door whose connections do not wait for each message hands what they bring to a Pipeline, which appends for
+// all of them at once and answers in order.
 //
 // A record's Key is the vehicle id and its Data the payload as it came. A payload may leave the id to the topic or path it
 // came by; the Key then is the only place that has it, and readers of the log start their Reading.Vehicle from the Key.
@@ -48,6 +49,11 @@ type Limits struct {
 	RatePerDevice float64
 	// BurstPerDevice is how many readings a vehicle may send at once after a pause. Default 60 × RatePerDevice, at least 1.
 	BurstPerDevice float64
+	// BytesPerDevice is how many bytes of readings a second one vehicle may send for long. Default 0: no limit, as above.
+	BytesPerDevice float64
+	// BytesBurstPerDevice is how many bytes a vehicle may send at once after a pause. Default 60 × BytesPerDevice, at least
+	// MaxMessage.
+	BytesBurstPerDevice float64
 	// MaxDevices is how many vehicles the rate limit remembers. Default 200,000 (about 20 MB). A vehicle that has its whole
 	// burst left need not be remembered; past the bound the ones with most left are forgotten first.
 	MaxDevices int
@@ -80,6 +86,9 @@ func (l Limits) withDefaults() Limits {
 	if least := 2 * int64(max(l.MaxBody, l.MaxMessage)); l.InFlightBytes < least {
 		l.InFlightBytes = least
 	}
+	if l.BytesPerDevice > 0 && l.BytesBurstPerDevice <= 0 {
+		l.BytesBurstPerDevice = max(float64(l.MaxMessage), 60*l.BytesPerDevice)
+	}
 	if l.RatePerDevice > 0 && l.BurstPerDevice <= 0 {
 		l.BurstPerDevice = max(1, 60*l.RatePerDevice)
 	}
@@ -94,7 +103,8 @@ type Admitter struct {
 	catalog *telemetry.Catalog
 	limits  Limits
 	logger  *slog.Logger
-	rates   *rates // nil: no rate limit
+	rates   *rates // readings; nil: no limit
+	volumes *rates // bytes; nil: no limit
 	room    *semaphore.Weighted
 	held    atomic.Int64 // bytes taken from room, for the gauge
 	metrics *metrics
@@ -122,6 +132,9 @@ func New(cfg Config) (*Admitter, error) {
 	}
 	if a.limits.RatePerDevice > 0 {
 		a.rates = newRates(a.limits.RatePerDevice, a.limits.BurstPerDevice, a.limits.MaxDevices)
+	}
+	if a.limits.BytesPerDevice > 0 {
+		a.volumes = newRates(a.limits.BytesPerDevice, a.limits.BytesBurstPerDevice, a.limits.MaxDevices)
 	}
 	a.room = semaphore.NewWeighted(a.limits.InFlightBytes)
 	a.batches.New = func() any { return newBatch(a.catalog) }
@@ -235,6 +248,8 @@ type Payload struct {
 	Vehicle string // the vehicle as topic or path name it; "" if only the payload says
 	From    string // remote address or client id, for dead letters
 	Topic   string // the topic it came by, for dead letters; "" if there is none
+	// May tells whether the sender may report for a vehicle; nil: for any that Vehicle leaves open.
+	May func(vehicle string) bool
 	// Wait, while it lives, makes Admit wait until a device that is over its rate may send again. nil: throttle its readings.
 	Wait context.Context //nolint:containedctx // of this payload, not of the call: payloads share a call
 	// Line is added to line numbers: where in the sender's body this part began.

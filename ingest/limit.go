@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// rates is a token bucket per vehicle: one token a reading. Vehicles are spread over parts with a lock each, so that doors
+// rates is a token bucket per vehicle: one token a reading, or one a byte. Vehicles are spread over parts with a lock each, so that doors
 // with many connections do not meet on one.
 type rates struct {
 	rate  float64 // tokens per nanosecond
@@ -42,9 +42,25 @@ func newRates(perSecond, burst float64, most int) *rates {
 	return r
 }
 
-// take takes a token of the vehicle at time now (Unix ns) and returns zero. If there is none it takes nothing and returns
-// how long until there is; with debt it takes it in advance and returns how long to wait before using it.
-func (r *rates) take(vehicle string, now int64, debt bool) time.Duration {
+// wait takes what a reading of that size costs its vehicle and returns zero, or how long the vehicle is to wait: see rates.take.
+func (a *Admitter) wait(vehicle string, size int, now int64, debt bool) time.Duration {
+	var wait time.Duration
+	if a.rates != nil {
+		wait = a.rates.take(vehicle, 1, now, debt)
+		if wait > 0 && !debt {
+			return wait
+		}
+	}
+	if a.volumes != nil {
+		// A reading larger than the burst passes when the whole burst is there, or it never would.
+		wait = max(wait, a.volumes.take(vehicle, min(float64(size), a.volumes.burst), now, debt))
+	}
+	return wait
+}
+
+// take takes tokens of the vehicle at time now (Unix ns) and returns zero. If there are too few it takes nothing and returns
+// how long until there are enough; with debt it takes them in advance and returns how long to wait before using them.
+func (r *rates) take(vehicle string, tokens float64, now int64, debt bool) time.Duration {
 	p := &r.parts[maphash.String(r.seed, vehicle)%rateParts]
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -60,10 +76,10 @@ func (r *rates) take(vehicle string, now int64, debt bool) time.Duration {
 		b.left = r.at(b, now)
 		b.last = now
 	}
-	if b.left < 1 && !debt {
-		return time.Duration(math.Round((1 - b.left) / r.rate))
+	if b.left < tokens && !debt {
+		return time.Duration(math.Round((tokens - b.left) / r.rate))
 	}
-	b.left--
+	b.left -= tokens
 	if b.left < 0 {
 		return time.Duration(math.Round(-b.left / r.rate))
 	}

@@ -12,18 +12,18 @@ func TestRatesAreBounded(t *testing.T) {
 	r := newRates(1, 2, 640) // 10 a part
 	now := time.Now().UnixNano()
 	for i := range 10_000 {
-		r.take(fmt.Sprint("invented-", i), now, false)
+		r.take(fmt.Sprint("invented-", i), 1, now, false)
 	}
 	if n := r.size(); n > 640 {
 		t.Errorf("%d vehicles remembered, want at most 640", n)
 	}
 	for range 2 {
-		r.take("busy", now, false)
+		r.take("busy", 1, now, false)
 	}
 	for i := range 1000 {
-		r.take(fmt.Sprint("more-", i), now, false)
+		r.take(fmt.Sprint("more-", i), 1, now, false)
 	}
-	if r.take("busy", now, false) == 0 {
+	if r.take("busy", 1, now, false) == 0 {
 		t.Error("a busy vehicle was forgotten and has its burst again")
 	}
 }
@@ -31,8 +31,8 @@ func TestRatesAreBounded(t *testing.T) {
 func TestClockSteppingBackGivesNothing(t *testing.T) {
 	r := newRates(1, 1, 100)
 	now := time.Now().UnixNano()
-	r.take("a", now, false)
-	if r.take("a", now-int64(time.Hour), false) == 0 || r.take("a", now, false) == 0 {
+	r.take("a", 1, now, false)
+	if r.take("a", 1, now-int64(time.Hour), false) == 0 || r.take("a", 1, now, false) == 0 {
 		t.Error("stepping back and forth gave a token")
 	}
 }
@@ -47,7 +47,7 @@ func BenchmarkRate(b *testing.B) {
 	b.ReportAllocs()
 	i := 0
 	for b.Loop() {
-		r.take(ids[i%len(ids)], now, false)
+		r.take(ids[i%len(ids)], 1, now, false)
 		i++
 	}
 }

@@ -30,6 +30,7 @@ type Config struct {
 	Devices   DevicesConfig              `yaml:"devices" doc:"who devices are; see docs/devices.md"`
 	Kinesis   KinesisConfig              `yaml:"kinesis" doc:"the Amazon Kinesis API; see docs/kinesis.md"`
 	Formats   FormatsConfig              `yaml:"formats" doc:"senders that speak another format; see docs/formats.md"`
+	Bridges   map[string]BridgeConfig    `yaml:"bridges" doc:"MQTT brokers elsewhere that readings are taken from, by name"`
 	Feeds     map[string]FeedConfig      `yaml:"feeds" doc:"feeds that are fetched, by name: GTFS-realtime"`
 	Limits    LimitsConfig               `yaml:"limits" doc:"what one device, one message and all together may take; beyond it they are asked to wait"`
 	Stream    StreamConfig               `yaml:"stream" doc:"the log of readings"`
@@ -67,17 +68,20 @@ type HTTPTLSConfig struct {
 // MQTTConfig is the MQTT door.
 type MQTTConfig struct {
 	Listen         string            `yaml:"listen" default:"127.0.0.1:1883" doc:"address of plain MQTT; empty: none"`
-	TLS            TLSConfig         `yaml:"tls" doc:"MQTT over TLS, when a certificate is given"`
+	WebSocket      string            `yaml:"websocket" doc:"address of MQTT over WebSocket; empty: none"`
+	TLS            MQTTTLS           `yaml:"tls" doc:"MQTT over TLS, when a certificate is given"`
 	Topics         []string          `yaml:"topics" default:"[\"fleet/{vehicle}/telemetry\"]" doc:"topics that carry readings; {vehicle} stands for the vehicle id"`
+	Formats        map[string]string `yaml:"formats" default:"{\"owntracks/#\": owntracks, \"spBv1.0/#\": sparkplug, \"telegraf/#\": influx}" doc:"topics that carry another format, by pattern; see docs/formats.md"`
 	Users          map[string]string `yaml:"users" doc:"user names and passwords; empty: only publishers on this machine are let in"`
 	MaxConnections int               `yaml:"max_connections" default:"50000" doc:"connections at one time"`
 }
 
-// TLSConfig is a listener with a certificate.
-type TLSConfig struct {
-	Listen string `yaml:"listen" default:"127.0.0.1:8883" doc:"address; used only with a certificate"`
-	Cert   string `yaml:"cert" doc:"PEM file with the certificate chain"`
-	Key    string `yaml:"key" doc:"PEM file with the private key"`
+// MQTTTLS is where MQTT is served with a certificate.
+type MQTTTLS struct {
+	Listen    string `yaml:"listen" default:"127.0.0.1:8883" doc:"address; used only with a certificate"`
+	WebSocket string `yaml:"websocket" doc:"address of MQTT over WebSocket over TLS; empty: none; used only with a certificate"`
+	Cert      string `yaml:"cert" doc:"PEM file with the certificate chain"`
+	Key       string `yaml:"key" doc:"PEM file with the private key"`
 }
 
 // KinesisConfig is the Kinesis door.
@@ -352,6 +356,9 @@ func (c *Config) Validate() error {
 		errs = append(errs, err)
 	}
 	check(c.Lambda.Concurrency >= 1, "lambda.concurrency is %d: write at least 1", c.Lambda.Concurrency)
+	if err := c.checkBridges(); err != nil {
+		errs = append(errs, err)
+	}
 	if _, err := c.feeds(c.formats()); err != nil {
 		errs = append(errs, err)
 	}

@@ -58,18 +58,15 @@ func (s *server) openFeeds(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, s.fetching = context.WithCancel(context.WithoutCancel(ctx))
-	s.doors.Go(func() { puller.Run(ctx) }) // closeDoors waits
-	s.onFailure(func() error {
-		s.closeFeeds()
-		return nil
-	})
+	s.fetched, s.fetching = context.WithCancel(context.WithoutCancel(ctx))
+	s.doors.Go(func() { puller.Run(s.fetched) }) // closeDoors waits
+	s.onFailure(s.closeFeeds)
 	return nil
 }
 
-func (s *server) closeFeeds() {
-	if s.fetching != nil {
-		s.fetching()
-		s.doors.Wait()
-	}
+// closeFeeds ends feeds and bridges.
+func (s *server) closeFeeds() error {
+	s.fetching()
+	s.doors.Wait()
+	return nil
 }

@@ -19,8 +19,8 @@ import (
 )
 
 // functionCommands are what can be done with functions.
-func functionCommands() []command {
-	return []command{
+func functionCommands() []verb {
+	return []verb{
 		{"list", "", "functions with the streams that they run on (also without a command)", listFunctions},
 		{"pause", "NAME", "stop calling it; it keeps its place", pauseFunction},
 		{"resume", "NAME", "go on from there", resumeFunction},

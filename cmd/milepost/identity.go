@@ -191,3 +191,8 @@ func (g gatekeeper) Rejected(p mqtt.Principal, topic, why, text string) {
 		g.Journal.Rejected(p, topic, why, text)
 	}
 }
+
+// HandshakeFailed tells of a client that TLS turned away.
+func (g gatekeeper) HandshakeFailed(remote net.Addr, err error) {
+	g.Journal.HandshakeFailed(remote, err)
+}

@@ -17,8 +17,8 @@ import (
 	"github.com/milepost/milepost/internal/conf"
 )
 
-// A command is one verb. run gets the arguments after it.
-type command struct {
+// A verb is one command. run gets the arguments after it.
+type verb struct {
 	name, args, help string
 	run              func(ctx context.Context, env *env, args []string) error
 }
@@ -29,8 +29,8 @@ type env struct {
 	stdout, stderr io.Writer
 }
 
-func commands() []command {
-	return []command{
+func commands() []verb {
+	return []verb{
 		{"demo", "[--data DIR] [--vehicles N]", "start everything with a simulated fleet and print one address", runDemo},
 		{"serve", "--config FILE", "run for real", runServe},
 		{"check", "--config FILE", "validate a configuration and print what would run", runCheck},

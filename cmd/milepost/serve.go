@@ -189,6 +189,13 @@ func (c *Config) redacted() *Config {
 		}
 		r.Functions[name] = f
 	}
+	r.Bridges = maps.Clone(c.Bridges)
+	for name, b := range r.Bridges {
+		if b.Password != "" {
+			b.Password = hidden
+		}
+		r.Bridges[name] = b
+	}
 	r.Feeds = maps.Clone(c.Feeds)
 	for name, f := range r.Feeds {
 		f.Headers = hideValues(f.Headers)
@@ -243,6 +250,9 @@ func (c *Config) secretsHidden() []string {
 		for _, k := range slices.Sorted(maps.Keys(c.Functions[name].Environment)) {
 			look(c.Functions[name].Environment[k], "functions.%s.environment.%s", name, k)
 		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Bridges)) {
+		look(c.Bridges[name].Password, "bridges.%s.password", name)
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Feeds)) {
 		for _, k := range slices.Sorted(maps.Keys(c.Feeds[name].Headers)) {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,12 +21,15 @@ import (
 
 	"github.com/milepost/milepost/alert"
 	"github.com/milepost/milepost/archive"
+	"github.com/milepost/milepost/device/command"
+	"github.com/milepost/milepost/device/shadow"
 	"github.com/milepost/milepost/fleet"
 	"github.com/milepost/milepost/ingest"
 	"github.com/milepost/milepost/ingest/format"
 	"github.com/milepost/milepost/ingest/httpapi"
 	"github.com/milepost/milepost/ingest/kinesisapi"
 	"github.com/milepost/milepost/ingest/mqtt"
+	"github.com/milepost/milepost/ingest/mqtt/broker"
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/process"
 	"github.com/milepost/milepost/process/anomaly"
@@ -81,6 +83,9 @@ type server struct {
 	sql       query.Engine
 	admit     *ingest.Admitter
 	formats   *format.Set
+	broker    *broker.Broker
+	desk      *command.Desk // of commands; nil: there is no MQTT
+	shadows   *shadow.Keeper
 	mqtt      *mqtt.Server
 	kinesis   *kinesisapi.Door
 	devices   *identity
@@ -90,7 +95,8 @@ type server struct {
 	letters   *letterBox
 
 	notifying    context.CancelFunc // ends the notifier
-	fetching     context.CancelFunc // ends the feeds; nil: there are none
+	fetched      context.Context    //nolint:containedctx // of the feeds and bridges; fetching ends it
+	fetching     context.CancelFunc // nil: there are none
 	background   context.CancelFunc // ends housekeeping
 	workers      sync.WaitGroup     // the notifier and housekeeping; drain waits
 	doors        sync.WaitGroup     // the Kinesis listeners and the feeds; drain waits
@@ -396,31 +402,10 @@ func (s *server) openDoors(ctx context.Context, _ vfs.FS) error {
 	if err := s.openFeeds(ctx); err != nil {
 		return err
 	}
+	if err := s.openBridges(ctx); err != nil {
+		return err
+	}
 	return s.devices.serve(ctx, s.cfg.HTTP.TLS.Listen, s.http.Handler)
-}
-
-func (s *server) openMQTT(ctx context.Context) error {
-	m := s.cfg.MQTT
-	cfg := mqtt.Config{Address: m.Listen, Topics: m.Topics, MaxConnections: m.MaxConnections, Logger: s.log, Metrics: s.reg}
-	if m.TLS.Cert != "" {
-		cert, err := tls.LoadX509KeyPair(m.TLS.Cert, m.TLS.Key)
-		if err != nil {
-			return fmt.Errorf("mqtt.tls: %w", err)
-		}
-		cfg.TLSAddress, cfg.TLS = m.TLS.Listen, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
-	}
-	for name, password := range m.Users {
-		cfg.Users = append(cfg.Users, mqtt.User{Name: name, Password: password})
-	}
-	if cfg.Address == "" && cfg.TLSAddress == "" {
-		return nil
-	}
-	var err error
-	if s.mqtt, err = mqtt.Open(cfg, s.admit); err != nil {
-		return fmt.Errorf("open MQTT: %w", err)
-	}
-	s.onFailure(func() error { return s.mqtt.Close(ctx) })
-	return nil
 }
 
 func (s *server) openWeb() error {
@@ -454,6 +439,7 @@ func (s *server) openWeb() error {
 		return err
 	}
 	s.devices.Register(mux)
+	s.registerDownlink(mux)
 	operations := s.guarded(s.functions.Operations())
 	mux.Handle("/v1/functions", operations)
 	mux.Handle("/v1/functions/", operations)
@@ -539,7 +525,7 @@ func (s *server) closeDoors(ctx context.Context) error {
 		s.fetching()
 	}
 	if s.mqtt != nil {
-		t.do("close MQTT", func() error { return s.mqtt.Close(ctx) })
+		t.do("close MQTT", func() error { return s.closeMQTT(ctx) })
 	}
 	if s.kinesis != nil {
 		t.do("close Kinesis", func() error { return s.kinesis.Close(ctx) })

@@ -48,3 +48,15 @@ type Journal interface {
 	// Rejected is a message that was refused: why is the reason's label as metrics have it.
 	Rejected(p Principal, topic, why, text string)
 }
+
+// What a Principal and a Journal may have besides.
+type (
+	// A gateway reports for several vehicles, and not for any.
+	gateway interface{ MayReport(vehicle string) bool }
+	// A listened principal is told when something came from it, about to the half second.
+	listened interface{ Heard(at time.Time) }
+	// handshakes hears of clients that did not get as far as to say who they are.
+	handshakes interface {
+		HandshakeFailed(remote net.Addr, err error)
+	}
+)

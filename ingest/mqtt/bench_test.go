@@ -42,7 +42,9 @@ func BenchmarkPublish(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			server, err := mqtt.Open(mqtt.Config{Address: "127.0.0.1:0"}, admit)
+			w.openBroker()
+			defer w.closeBroker()
+			server, err := mqtt.Open(mqtt.Config{Address: "127.0.0.1:0", Broker: w.broker}, admit)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -18,6 +18,9 @@ import (
 	"github.com/milepost/milepost/ingest"
 	"github.com/milepost/milepost/ingest/internal/memlog"
 	"github.com/milepost/milepost/ingest/mqtt"
+	"github.com/milepost/milepost/ingest/mqtt/broker"
+	"github.com/milepost/milepost/internal/vfs"
+	"github.com/milepost/milepost/state/local"
 	"github.com/milepost/milepost/stream"
 	"github.com/milepost/milepost/telemetry"
 )
@@ -32,6 +35,8 @@ type world struct {
 	log, dead memlog.Log
 	reg       *prometheus.Registry
 	admit     *ingest.Admitter
+	store     *local.Store
+	broker    *broker.Broker
 	server    *mqtt.Server
 	closeOnce sync.Once
 }
@@ -50,6 +55,8 @@ func newWorld(t testing.TB, limits ingest.Limits, cfg mqtt.Config) *world {
 		cfg.Address = "127.0.0.1:0"
 	}
 	cfg.Metrics = w.reg
+	w.openBroker()
+	cfg.Broker = w.broker
 	w.server, err = mqtt.Open(cfg, w.admit)
 	if err != nil {
 		t.Fatal(err)
@@ -63,6 +70,29 @@ func newWorld(t testing.TB, limits ingest.Limits, cfg mqtt.Config) *world {
 	return w
 }
 
+// openBroker gives the world a broker on a disk in memory.
+func (w *world) openBroker() {
+	w.t.Helper()
+	var err error
+	w.store, err = local.Open(local.Config{FS: vfs.NewCrashable(), Dir: "state", MemBytes: 1 << 20, CacheBytes: 1 << 20})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.broker, err = broker.Open(w.t.Context(), broker.Config{Store: w.store})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) closeBroker() {
+	if err := w.broker.Close(); err != nil {
+		w.t.Error(err)
+	}
+	if err := w.store.Close(); err != nil {
+		w.t.Error(err)
+	}
+}
+
 func (w *world) close() {
 	w.closeOnce.Do(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -73,6 +103,7 @@ func (w *world) close() {
 		if ctx.Err() != nil {
 			w.t.Error("the server did not drain in time")
 		}
+		w.closeBroker()
 	})
 }
 
@@ -128,7 +159,7 @@ type device struct {
 
 func text(s string) []byte { return append(binary.BigEndian.AppendUint16(nil, uint16(len(s))), s...) }
 
-func packet(first byte, parts ...[]byte) []byte {
+func raw(first byte, parts ...[]byte) []byte {
 	var body []byte
 	for _, p := range parts {
 		body = append(body, p...)
@@ -168,7 +199,7 @@ func (d *device) connect(id, user, password string) byte {
 		parts = append(parts, text(user), text(password))
 	}
 	parts[1][1] = flags
-	d.send(packet(0x10, parts...))
+	d.send(raw(0x10, parts...))
 	first, body := d.read()
 	if first != 0x20 || len(body) != 2 {
 		d.t.Fatalf("want CONNACK, got %x %x", first, body)
@@ -192,7 +223,7 @@ func publishPacket(qos byte, id uint16, dup bool, topic, payload string) []byte 
 	if qos > 0 {
 		parts = append(parts, binary.BigEndian.AppendUint16(nil, id))
 	}
-	return packet(first, append(parts, []byte(payload))...)
+	return raw(first, append(parts, []byte(payload))...)
 }
 
 func (d *device) publish(qos byte, id uint16, topic, payload string) {
@@ -262,11 +293,23 @@ func (w *world) device(id string) *device {
 
 func (w *world) connections() float64 {
 	families, _ := w.reg.Gather()
+	open := 0.0
 	for _, f := range families {
 		if f.GetName() == "milepost_ingest_mqtt_connections" {
-			return f.GetMetric()[0].GetGauge().GetValue()
+			for _, m := range f.GetMetric() {
+				open += m.GetGauge().GetValue()
+			}
+			return open
 		}
 	}
 	w.t.Fatal("no gauge of connections")
 	return 0
+}
+
+func topics(patterns ...string) []mqtt.Topic {
+	var out []mqtt.Topic
+	for _, p := range patterns {
+		out = append(out, mqtt.Topic{Pattern: p})
+	}
+	return out
 }

@@ -27,7 +27,7 @@ func (w *world) phone(id string) *paho.Client {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if p := ack.Properties; p.MaximumQoS == nil || *p.MaximumQoS != 1 || p.MaximumPacketSize == nil || p.ReceiveMaximum == nil || *p.ReceiveMaximum != 256 {
+	if p := ack.Properties; p.MaximumQoS != nil || p.MaximumPacketSize == nil || p.ReceiveMaximum == nil || *p.ReceiveMaximum != 1024 {
 		w.t.Errorf("CONNACK properties %+v", p)
 	}
 	w.t.Cleanup(func() {
@@ -70,14 +70,14 @@ func TestMQTT5ReasonCodes(t *testing.T) {
 	f(0x99, "fleet/v1/telemetry", `{"speed":`, "cut short")
 	f(0x99, "fleet/v1/telemetry", "{\"speed\":1}\nx\ny", "2 of 3 readings refused, the first in line 2")
 	f(0x87, "fleet/v1/telemetry", `{"truck_id":"v2"}`, "v2")
-	f(0x87, "fleet/v1", `{"truck_id":"v1"}`, "no mapping")
+	f(0x10, "fleet/v1", `{"truck_id":"v1"}`, "") // no subscriber: a plain message of the broker's
+	f(0x90, "$SYS/x", `{"truck_id":"v1"}`, "server's own")
 	f(0x97, "fleet/v1/telemetry", `{"x":"`+strings.Repeat("x", 1000)+`"}`, "limit")
 	if len(w.stored()) != 4 || len(w.letters()) != 5 {
 		t.Errorf("%d stored, %d dead letters", len(w.stored()), len(w.letters()))
 	}
 }
 
-// Topic aliases are looked up by the library after it has asked who may publish.
 func TestMQTT5TopicAlias(t *testing.T) {
 	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
 	c := w.phone("p1")
@@ -99,7 +99,7 @@ func TestMQTT5TopicAlias(t *testing.T) {
 
 func TestMQTT5NotStored(t *testing.T) {
 	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
-	w.log.Fail(stream.ErrFull, 0)
+	w.log.Fail(stream.ErrFenced, 0)
 	conn, err := net.DialTimeout("tcp", w.server.Addr().String(), patience)
 	if err != nil {
 		t.Fatal(err)
@@ -119,8 +119,8 @@ func TestMQTT5NotStored(t *testing.T) {
 		_, err := c.Publish(ctx, &paho.Publish{QoS: 1, Topic: "fleet/v1/telemetry", Payload: []byte(`{"speed":1}`)})
 		published <- err
 	}()
-	if got := <-reasons; got != 0x97 {
-		t.Errorf("DISCONNECT %x, want 97 (quota exceeded)", got)
+	if got := <-reasons; got != 0x88 {
+		t.Errorf("DISCONNECT %x, want 88 (server unavailable)", got)
 	}
 	<-c.Done()
 	cancel() // the client goes on waiting for its acknowledgement

@@ -28,7 +28,7 @@ var rooms = map[string]string{
 	"ingest/httpapi":    "ingest ingest/format stream telemetry",
 	"ingest/bridge":     "ingest",
 	"ingest/feed":       "ingest ingest/format",
-	"ingest/mqtt":       "ingest stream telemetry",
+	"ingest/mqtt":       "ingest ingest/mqtt/broker ingest/mqtt/packet stream telemetry",
 
 	"ingest/kinesisapi":             "ingest/kinesisapi/eventstream ingest/kinesisapi/policy ingest/kinesisapi/sequence ingest/kinesisapi/sigv4 ingest/kinesisapi/wire stream stream/seglog",
 	"ingest/kinesisapi/eventstream": "",
