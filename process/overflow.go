@@ -1,6 +1,7 @@
 package process
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -263,17 +264,26 @@ func (sp *spill) status() *SpillStatus {
 	return st
 }
 
-// load reads which ranges there are.
+// load reads which ranges there are. The one that the checkpoint is about comes first: begun anew, it would be processed twice.
 func (sp *spill) load(r state.Reader) error {
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
 	sp.ranges = nil
+	active, err := r.Get(sp.activeKey())
+	if err != nil {
+		return err
+	}
+	active = bytes.Clone(active)
 	return r.Scan(sp.prefix(), state.PrefixEnd(sp.prefix()), func(_, v []byte) error {
 		var g spillRange
 		if err := json.Unmarshal(v, &g); err != nil {
 			return fmt.Errorf("read a range that was put off: %w", err)
 		}
-		sp.ranges = append(sp.ranges, g)
+		if g.name() == string(active) {
+			sp.ranges = slices.Insert(sp.ranges, 0, g)
+		} else {
+			sp.ranges = append(sp.ranges, g)
+		}
 		return nil
 	})
 }

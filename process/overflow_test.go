@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -191,6 +192,74 @@ func TestOverflowSpillStuck(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// The range that was being caught up with is gone on with after a restart, whatever else was put off meanwhile: else what it had
+// done already would be done again.
+func TestOverflowSpillResumes(t *testing.T) {
+	b := newBench(t, 1)
+	keys := [2]string{}
+	for i := 0; keys[0] == "" || keys[1] == ""; i++ {
+		h := fnv.New64a()
+		fmt.Fprintf(h, "key-%d", i)
+		keys[h.Sum64()%2] = fmt.Sprintf("key-%d", i)
+	}
+	var mu sync.Mutex
+	done := map[string]int{}
+	calls := 0 // of lane 1, which puts off first
+	held, release, stopping := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	h := &handler{name: "f", f: func(_ context.Context, in *process.Invocation) (process.Result, error) {
+		mu.Lock()
+		if in.Records[0].Key == keys[1] {
+			calls++
+		}
+		n := calls
+		mu.Unlock()
+		switch {
+		case string(in.Records[0].Data) == "hold":
+			close(held)
+			<-release
+		case in.Records[0].Key == keys[1] && n == 3:
+			close(release)
+			<-stopping
+			return process.Result{}, &process.NotRunError{Err: errors.New("stopping"), After: time.Hour}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for _, r := range in.Records {
+			done[strings.Clone(string(r.Data))]++
+		}
+		return process.Result{}, nil
+	}}
+	o := process.Options{Lanes: 2, BatchSize: 2, Overflow: process.Overflow{Policy: process.OverflowSpill, MaxLag: 10, Interval: time.Millisecond}}
+	r := b.start(func(r *process.Runner) error { return r.AddHandler(h, quick(o)) })
+	recs := []stream.Record{{Key: keys[0], Data: []byte("hold")}}
+	if err := b.log.Append(t.Context(), recs); err != nil {
+		t.Fatal(err)
+	}
+	<-held
+	recs = nil
+	for i := range 60 {
+		recs = append(recs, stream.Record{Key: keys[i%2], Data: fmt.Append(nil, i)})
+	}
+	if err := b.log.Append(t.Context(), recs); err != nil {
+		t.Fatal(err)
+	}
+	<-release
+	for {
+		if st := r.Status(t.Context())[0].Shards[0]; st.Spill.Ranges == 2 {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	time.AfterFunc(10*time.Millisecond, func() { close(stopping) })
+	b.stop(r)
+	b.handle(h, o)
+	for i := range 60 {
+		if n := done[fmt.Sprint(i)]; n != 1 {
+			t.Errorf("record %d was processed %d times, want once", i, n)
+		}
+	}
 }
 
 // What retention removes before it was caught up with is reported, and does not hold anything up.

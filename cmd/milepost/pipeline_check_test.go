@@ -37,6 +37,7 @@ func (c *crashTest) check(s *server, when string, letters bool) {
 	c.checkFleet(s, when)
 	c.checkArchive(s, when)
 	c.checkAlerts(s, when)
+	c.checkFunctions(s, when)
 	if letters {
 		c.checkLetters(s, when)
 	}
@@ -348,6 +349,7 @@ func (c *crashTest) checkLetters(s *server, when string) {
 			t.Fatal(err)
 		}
 		switch {
+		case d.Stream == eventsStream: // checkTally counts them
 		case d.ID == "":
 			doors[string(d.Data)]++
 		case ids[string(d.Data)] == nil:

@@ -45,7 +45,7 @@ func TestPipelineCrash(t *testing.T) {
 	}
 	t.Logf("%d crashes, -crash-seed %d", n, seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	c := &crashTest{t: t, rng: rng, now: time.Now(), disk: vfs.NewCrashable(), told: map[string]string{}, perhaps: map[string]bool{}}
+	c := &crashTest{t: t, rng: rng, now: time.Now(), disk: vfs.NewCrashable(), told: map[string]string{}, perhaps: map[string]bool{}, world: newCrashWorld()}
 	c.heard.L = &c.mu
 	for range onTheRoad {
 		c.addVehicle()
@@ -61,10 +61,11 @@ func TestPipelineCrash(t *testing.T) {
 
 // crashTest is what the world outside knows: what was sent, and what was answered before the power went.
 type crashTest struct {
-	t    *testing.T
-	rng  *rand.Rand // of the test's goroutine only
-	now  time.Time
-	disk *vfs.MemFS
+	t      *testing.T
+	rng    *rand.Rand // of the test's goroutine only
+	now    time.Time
+	disk   *vfs.MemFS
+	events int // made so far
 
 	mu       sync.Mutex // guards what follows
 	vehicles []*crashVehicle
@@ -76,6 +77,7 @@ type crashTest struct {
 	told     map[string]string // notification ID → its text
 	perhaps  map[string]bool   // those told between the two: the disk may know that they were, or not even that they are due
 	heard    sync.Cond         // told has grown
+	world    *crashWorld
 }
 
 // machine opens every room that needs only a file system.
@@ -89,6 +91,7 @@ func (c *crashTest) machine(flushAge time.Duration) (*server, error) {
 	cfg.Archive.FlushRows, cfg.Archive.FlushAge = 300, conf.Duration(flushAge)
 	cfg.Fleet.Commit = conf.Duration(8 * time.Millisecond)
 	cfg.Limits.Rate = 0
+	c.functions(&cfg)
 	s := newServer(&cfg, slog.New(&toldHandler{c: c}))
 	return s, s.open(c.t.Context(), c.disk, s.rooms()...)
 }
@@ -212,6 +215,7 @@ type act struct {
 	readings []int  // by number
 	refused  string // a payload that no door takes
 	foreign  string // a record that someone appends to the stream and that is no reading
+	event    string // a record for the stream of events, which functions read
 }
 
 const (
@@ -250,6 +254,9 @@ func (c *crashTest) addVehicle() {
 		v.acts = append(v.acts, a)
 		if c.rng.IntN(20) == 0 {
 			v.acts = append(v.acts, act{foreign: fmt.Sprintf("no reading %s %d", v.id, i)})
+		}
+		if c.rng.IntN(5) == 0 {
+			v.acts = append(v.acts, act{event: c.event(v)})
 		}
 	}
 	c.vehicles = append(c.vehicles, v)
@@ -343,6 +350,13 @@ func (c *crashTest) act(ctx context.Context, s *server, door *ingest.Door, v *cr
 		}
 		err = s.readings.Append(context.WithoutCancel(ctx), []stream.Record{{Key: v.id, Data: []byte(a.foreign)}})
 		return a.foreign, err
+	}
+	if a.event != "" { // it may be sent again: each is an event of its own
+		events, err := s.logs.Stream(eventsStream)
+		if err != nil {
+			return "", err
+		}
+		return a.event, events.Append(context.WithoutCancel(ctx), []stream.Record{{Key: v.id, Data: []byte(a.event)}})
 	}
 	var b bytes.Buffer
 	for _, i := range a.readings {

@@ -19,6 +19,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/milepost/milepost/internal/conf"
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/stream"
 )
@@ -56,12 +57,12 @@ func runTry(ctx context.Context, e *env, args []string) error {
 	}
 	in, err := readTrial(within(*records))
 	if err != nil {
-		return &usageError{err}
+		return &usageError{fmt.Errorf("--records: %w", err)}
 	}
 	var want []map[string]any
 	if *expect != "" {
 		if want, err = readObjects(within(*expect)); err != nil {
-			return &usageError{err}
+			return &usageError{fmt.Errorf("--expect: %w", err)}
 		}
 	}
 	if cfg.Data, err = os.MkdirTemp("", "milepost-try-"); err != nil {
@@ -80,13 +81,15 @@ func runTry(ctx context.Context, e *env, args []string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, *patience)
 	defer cancel()
-	err = s.try(ctx, e.stdout, in, want, *expect != "", *quiet)
+	t := trial{s: s, file: within(*records), in: in, want: want, exact: *expect != "", quiet: *quiet, stderr: e.stderr}
+	err = t.run(ctx, e.stdout)
 	return errors.Join(err, s.drain(context.WithoutCancel(ctx)))
 }
 
 // A trialRecord is a line of the records file.
 type trialRecord struct {
 	Stream string
+	line   int
 	stream.Record
 }
 
@@ -98,15 +101,19 @@ func readTrial(path string) ([]trialRecord, error) {
 			Data        json.RawMessage
 			Base64      []byte
 		}
+		const shape = `write {"stream":"s","key":"k","data":{…}} on one line, or base64 instead of data`
+		if !json.Valid(line) {
+			return fmt.Errorf("not one whole JSON object: %.60s: %s", line, shape)
+		}
 		d := json.NewDecoder(bytes.NewReader(line))
 		d.DisallowUnknownFields()
 		if err := d.Decode(&r); err != nil {
-			return err
+			return fmt.Errorf("%s: %s", strings.TrimPrefix(err.Error(), "json: "), shape)
 		}
 		if r.Stream == "" || r.Key == "" || (r.Data == nil) == (r.Base64 == nil) {
-			return errors.New(`a record needs stream, key and data: {"stream":"s","key":"k","data":{…}}`)
+			return fmt.Errorf("a record needs stream, key and data: %s", shape)
 		}
-		rec := trialRecord{r.Stream, stream.Record{Key: r.Key, Data: r.Data}}
+		rec := trialRecord{r.Stream, n, stream.Record{Key: r.Key, Data: r.Data}}
 		var text string
 		if r.Base64 != nil {
 			rec.Data = r.Base64
@@ -124,7 +131,7 @@ func readObjects(path string) ([]map[string]any, error) {
 	err := eachLine(path, func(_ int, line []byte) error {
 		var o map[string]any
 		if err := json.Unmarshal(line, &o); err != nil {
-			return err
+			return fmt.Errorf("not one whole JSON object: %.60s: write what is expected as try prints it", line)
 		}
 		out = append(out, o)
 		return nil
@@ -150,28 +157,27 @@ func eachLine(path string, do func(n int, line []byte) error) error {
 	return nil
 }
 
-// try puts the records and watches every other stream.
-func (s *server) try(ctx context.Context, w io.Writer, in []trialRecord, want []map[string]any, exact bool, quiet time.Duration) error {
-	given := map[string]bool{readingsStream: true}
-	for i := range in {
-		r := &in[i]
-		given[r.Stream] = true
-		l, err := s.logs.Stream(r.Stream)
-		if err != nil {
-			return fmt.Errorf("stream %s: %w: name it in the section streams", r.Stream, err)
-		}
-		recs := []stream.Record{r.Record}
-		if err := l.Append(ctx, recs); err != nil {
-			return fmt.Errorf("put into %s: %w", r.Stream, err)
-		}
+// A trial is one run of records through a server.
+type trial struct {
+	s      *server
+	file   string // of the records
+	in     []trialRecord
+	want   []map[string]any
+	exact  bool // want counts
+	quiet  time.Duration
+	stderr io.Writer
+	told   map[string]bool // what was said of functions that fail
+}
+
+// run puts the records and watches every other stream, until what is expected has come, or all is done and nothing comes any more.
+func (t *trial) run(ctx context.Context, w io.Writer) error {
+	watched, err := t.put(ctx)
+	if err != nil {
+		return err
 	}
-	var watched []string
-	for _, name := range append(slices.Sorted(maps.Keys(s.cfg.Streams)), deadStream) {
-		if !given[name] {
-			watched = append(watched, name)
-		}
-	}
+	s := t.s
 	var got []map[string]any
+	var waits string
 	changed := time.Now()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -185,13 +191,13 @@ func (s *server) try(ctx context.Context, w io.Writer, in []trialRecord, want []
 		if err != nil {
 			return err
 		}
-		if len(now) != len(got) {
+		if waits = t.waits(context.WithoutCancel(ctx)); len(now) != len(got) || waits != "" {
 			got, changed = now, time.Now()
 		}
-		if exact {
-			done = done || differs(want, got) == ""
+		if t.exact {
+			done = done || differs(t.want, got) == ""
 		} else {
-			done = done || time.Since(changed) > quiet
+			done = done || time.Since(changed) > t.quiet
 		}
 	}
 	out := bufio.NewWriter(w)
@@ -205,12 +211,89 @@ func (s *server) try(ctx context.Context, w io.Writer, in []trialRecord, want []
 	if err := out.Flush(); err != nil {
 		return err
 	}
-	if exact {
-		if d := differs(want, got); d != "" {
+	if t.exact {
+		if d := differs(t.want, got); d != "" {
+			if waits != "" {
+				d += "; " + waits
+			}
 			return errors.New(d)
 		}
+		return nil
+	}
+	if waits != "" {
+		return fmt.Errorf("it took too long: %s; give it longer with --timeout, or give records up with max_retries", waits)
 	}
 	return nil
+}
+
+// put appends the records, and returns the streams that results may come to.
+func (t *trial) put(ctx context.Context) (watched []string, err error) {
+	s := t.s
+	for _, name := range slices.Sorted(maps.Keys(s.cfg.Functions)) {
+		for i, on := range s.cfg.Functions[name].On {
+			for key, to := range map[string]string{"stream": on.Stream, "output": on.Output} {
+				if to == "" {
+					continue
+				}
+				if _, err := s.logs.Stream(to); err != nil { // a server would wait for someone to make it
+					return nil, &usageError{fmt.Errorf("functions.%s.on[%d].%s: %w%s", name, i, key, err, t.known(to))}
+				}
+			}
+		}
+	}
+	given := map[string]bool{readingsStream: true}
+	for i := range t.in {
+		r := &t.in[i]
+		given[r.Stream] = true
+		l, err := s.logs.Stream(r.Stream)
+		if err != nil {
+			return nil, &usageError{fmt.Errorf("%s line %d: %w%s", t.file, r.line, err, t.known(r.Stream))}
+		}
+		recs := []stream.Record{r.Record}
+		if err := l.Append(ctx, recs); err != nil {
+			return nil, fmt.Errorf("put %s line %d into %s: %w", t.file, r.line, r.Stream, err)
+		}
+	}
+	for _, name := range append(slices.Sorted(maps.Keys(s.cfg.Streams)), deadStream) {
+		if !given[name] {
+			watched = append(watched, name)
+		}
+	}
+	return watched, nil
+}
+
+// known says which streams there are.
+func (t *trial) known(name string) string {
+	names := append(slices.Sorted(maps.Keys(t.s.cfg.Streams)), readingsStream, deadStream)
+	if near := conf.Nearest(name, names); near != "" {
+		return fmt.Sprintf("; did you mean %s?", near)
+	}
+	return ": name it under streams:; there are " + strings.Join(names, ", ")
+}
+
+// waits says which function has records before it; "" if none has. What makes one fail is told at once: it may be tried for ever.
+func (t *trial) waits(ctx context.Context) string {
+	if t.told == nil {
+		t.told = map[string]bool{}
+	}
+	out := ""
+	for _, f := range t.s.functions.List(ctx) {
+		for _, m := range f.Mappings {
+			if m.State == "Disabled" || m.Lag == 0 && m.Owed == 0 {
+				continue
+			}
+			what := fmt.Sprintf("function %s on stream %s", f.Name, m.Stream)
+			if m.LastError != "" && !t.told[what+m.LastError] && len(t.told) < 20 {
+				t.told[what+m.LastError] = true
+				fmt.Fprintf(t.stderr, "milepost try: %s: %s\n", what, m.LastError)
+			}
+			out = fmt.Sprintf("%s is not done with %d records", what, m.Lag)
+			if m.LastError != "" {
+				out += ", its last error: " + m.LastError
+			}
+		}
+	}
+	return out
 }
 
 // came returns what streams hold, as it is printed.
