@@ -2,6 +2,7 @@ package process
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -38,8 +39,17 @@ type Window struct {
 type Result struct {
 	// Failed is the first record that was not processed: what precedes it is, it and what follows is tried again. "": all are.
 	Failed stream.Position
+	Reason string          // of that, for people; "": made of Failed
 	State  []byte          // of the window, for its next invocation
 	Output []stream.Record // Key and Data, for the stream Options.Output; dropped if nothing was processed
+}
+
+// failure is what the function said of the record Failed.
+func (r *Result) failure() error {
+	if r.Reason != "" {
+		return errors.New(r.Reason)
+	}
+	return fmt.Errorf("function reports record %s as failed", r.Failed)
 }
 
 // A NotRunError says that the function did not run: throttled, no room, its circuit is open. It is tried again, after the

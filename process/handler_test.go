@@ -547,3 +547,20 @@ func TestHandlerLanes(t *testing.T) {
 	slices.Sort(all)
 	want(t, all, journalOf(b.log, nil)...)
 }
+
+// TestOneStoryOfABatch: isolating a bad record tells of one failure and one end, not of every half.
+func TestOneStoryOfABatch(t *testing.T) {
+	b := newBench(t, 1)
+	for i := range 64 {
+		b.log.Put("k", fmt.Sprint("ok", i))
+	}
+	b.log.Put("k", "X")
+	b.handle(&handler{name: "f", f: poisoned}, process.Options{BatchSize: 100, Bisect: true, MaxAttempts: 2, OnFailure: new(failures).note})
+	logs := b.logs.String()
+	if n := strings.Count(logs, "function fails"); n != 1 {
+		t.Errorf("told of %d failures:\n%s", n, logs)
+	}
+	if strings.Count(logs, "function works again") != 1 || !strings.Contains(logs, "given_up=1") {
+		t.Errorf("the end:\n%s", logs)
+	}
+}

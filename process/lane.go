@@ -37,6 +37,7 @@ type lane struct {
 	lanesValue string
 	reached    bool // read once the goroutine has ended
 	failures   int  // in a row
+	givenUp    int  // records, of those failures
 	lastPanic  string
 	seen       time.Time // arrival of the last record read, skipped or not
 	quiet      bool      // the last read found nothing
@@ -418,8 +419,8 @@ func (l *lane) recovered() {
 	l.mu.Lock()
 	l.stat.State = StateRunning
 	l.mu.Unlock()
-	l.r.cfg.Logger.Info("function works again", "function", l.f.name, "shard", l.shard, "lane", l.n, "failures", l.failures)
-	l.failures = 0
+	l.r.cfg.Logger.Info("function works again", "function", l.f.name, "shard", l.shard, "lane", l.n, "failures", l.failures, "given_up", l.givenUp)
+	l.failures, l.givenUp = 0, 0
 }
 
 // retrying counts a pause.

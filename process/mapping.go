@@ -169,6 +169,7 @@ func (m *mapping) process(whole segment) error {
 			stack = append(stack, right[i])
 		}
 	}
+	m.l.recovered() // of the whole batch: halves of a split one that succeed are no news
 	return nil
 }
 
@@ -199,7 +200,6 @@ func (m *mapping) settle(s segment) (parts []segment, err error) {
 			if err := m.commit(s.to, s.recs, &res); err != nil {
 				return nil, err
 			}
-			l.recovered()
 			return nil, nil
 		}
 		attempts++
@@ -208,7 +208,7 @@ func (m *mapping) settle(s segment) (parts []segment, err error) {
 			if done = find(s.recs, res.Failed); done < 0 {
 				done, err = 0, fmt.Errorf("function reports record %q as failed, which is not in its batch", res.Failed)
 			} else {
-				err = fmt.Errorf("function reports record %s as failed", res.Failed)
+				err = res.failure()
 			}
 		}
 		last = err
@@ -465,7 +465,9 @@ func (m *mapping) giveUp(recs []stream.Record, to stream.Position, why Condition
 		l.stat.CaughtUp += uint64(len(recs))
 		l.mu.Unlock()
 	}
-	l.recovered()
+	if l.failures > 0 {
+		l.givenUp += len(recs)
+	}
 	return nil
 }
 

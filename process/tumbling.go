@@ -114,7 +114,7 @@ func (m *mapping) close(early bool) error {
 		in.Window = &Window{Start: w.start, End: w.end, State: w.state, Final: true, Early: early}
 		res, err := m.call(&in)
 		if err == nil && res.Failed != "" {
-			err = fmt.Errorf("function reports record %q as failed at the end of a window", res.Failed)
+			err = res.failure()
 		}
 		if err == nil {
 			if err := m.endWindow(&res); err != nil {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -202,7 +203,7 @@ func (c *call) decode(into any) error {
 	}
 	if err := json.Unmarshal(c.body, into); err != nil {
 		if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-			return &fault{http.StatusBadRequest, "SerializationException", fmt.Sprintf("%s can not be converted to a %s", wrong.Value, wrong.Type)}
+			return &fault{http.StatusBadRequest, "SerializationException", fmt.Sprintf("%s can not be converted to a %s", wrong.Value, wanted(wrong.Type))}
 		}
 		return &fault{http.StatusBadRequest, typeContent, "Could not parse request body into json: " + err.Error()}
 	}
@@ -294,4 +295,12 @@ func (c *call) page(n, limit int) (from, to int, next string, err error) {
 		next = base64.RawURLEncoding.EncodeToString([]byte(strconv.Itoa(to)))
 	}
 	return from, to, next, nil
+}
+
+// wanted names a type as people know it who write JSON.
+func wanted(t reflect.Type) string {
+	if t.Kind() == reflect.Struct {
+		return "JSON object"
+	}
+	return t.String()
 }

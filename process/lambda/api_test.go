@@ -21,6 +21,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/lambda/types"
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/milepost/milepost/ingest/kinesisapi/sequence"
 	"github.com/milepost/milepost/process"
 	"github.com/milepost/milepost/process/lambda/runtime"
 	"github.com/milepost/milepost/stream"
@@ -462,6 +463,9 @@ func TestOperations(t *testing.T) {
 		{"POST", "/v1/functions/f/reset", `{"mapping":"vehicles","to":"trim_horizon","confirm":"f"}`, `200`},
 		{"POST", "/v1/functions/f/redrive", `{"mapping":"vehicles"}`, "200 \n{\"done\":[{\"mapping\":\"" + uuids[0] + "\",\"report\":{\"documents\":0,\"records\":0,\"failed\":0,\"missing\":0}}]}"},
 		{"POST", "/v1/functions/f/dance", `{}`, "404 \n{\"error\":\"\\\"dance\\\" is not known: use pause, resume, reset, redrive or invoke\"}"},
+		{"POST", "/v1/functions/f/pause", `{"maping":"vehicles"}`, "400 \n{\"error\":\"body: json: unknown field \\\"maping\\\"\"}"},
+		{"POST", "/v1/functions/f/reset", `{"mapping":"vehicles","confirm":"f","to":"AT_TIMESTAMP","time":"2999-01-01T00:00:00Z"}`, "400 \n{\"error\":\"time: 2999-01-01T00:00:00Z is in the future: use LATEST\"}"},
+		{"POST", "/v1/functions/f/reset", `{"mapping":"vehicles","confirm":"f","shard":"shardId-000000000001","sequence":"` + sequence.Number{Created: 1, Number: 1, Arrived: 2, Shard: 7}.String() + `"}`, "400 \n{\"error\":\"sequence: "},
 		{"POST", "/v1/functions/f/pause", `{"mapping":"none"}`, "404 \n{\"error\":\"function f has no mapping none: give the UUID or the stream of one\"}"},
 	} {
 		if got := b.ask(c.method, c.path, c.body, kind, js); !strings.HasPrefix(got, c.want) {

@@ -310,6 +310,18 @@ func TestDestinations(t *testing.T) {
 		}
 		return true
 	})
+	// Redriven too early they fail again, and are not forgotten.
+	for range 2 {
+		for _, name := range []string{"to-stream", "to-nobody"} {
+			uuids, err := b.reg.Find(name, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := b.reg.Redrive(t.Context(), uuids[0], nil); err != nil || got.Documents != 1 || got.Failed != 1 || got.Records != 0 {
+				t.Errorf("redrive %s too early: %+v %v", name, got, err)
+			}
+		}
+	}
 	h.mu.Lock()
 	h.answer = nil
 	h.mu.Unlock()

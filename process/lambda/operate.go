@@ -1,6 +1,7 @@
 package lambda
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -252,6 +253,9 @@ func (o *order) target(function string) (process.Target, error) {
 		if !ok {
 			return process.Target{}, fmt.Errorf("sequence: %q is not a sequence number", o.Sequence)
 		}
+		if sequence.ShardName(n.Shard) != stream.ShardID(o.Shard) {
+			return process.Target{}, fmt.Errorf("sequence: %s is of %s, not of %s", o.Sequence, sequence.ShardName(n.Shard), o.Shard)
+		}
 		return process.Target{Shard: stream.ShardID(o.Shard), Pos: sequence.Position(max(n.Number, 1) - 1)}, nil
 	}
 	switch strings.ToUpper(o.To) {
@@ -262,6 +266,9 @@ func (o *order) target(function string) (process.Target, error) {
 	case startAt:
 		if o.Time.IsZero() {
 			return process.Target{}, errors.New("time: missing: AT_TIMESTAMP needs one")
+		}
+		if o.Time.After(time.Now()) {
+			return process.Target{}, fmt.Errorf("time: %s is in the future: use LATEST", o.Time.Format(time.RFC3339))
 		}
 		return process.Target{Start: process.AtTime, Time: o.Time}, nil
 	}
@@ -304,7 +311,9 @@ func (r *Registry) operate(w http.ResponseWriter, req *http.Request) {
 	var o order
 	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, controlBody))
 	if err == nil && len(body) > 0 {
-		err = json.Unmarshal(body, &o)
+		d := json.NewDecoder(bytes.NewReader(body))
+		d.DisallowUnknownFields() // a misspelt mapping would be all of them
+		err = d.Decode(&o)
 	}
 	if err != nil {
 		refuse(w, http.StatusBadRequest, fmt.Errorf("body: %w", err))

@@ -37,7 +37,7 @@ func (p *RedriveReport) fail(n int, err error) {
 
 // Redrive invokes a mapping's function again with what it gave up: the records of doc, or without one, of every document that is at
 // the mapping's destination and, for a mapping without a destination, of its dead letters. What succeeded is not redriven a second
-// time: objects move below redriven/, and in a stream the place is kept. Records that fail again are not tried further.
+// time: objects move below redriven/, and of a stream the place is kept. What fails again is tried once, and again by the next redrive.
 func (r *Registry) Redrive(ctx context.Context, uuid string, doc *FailureDocument) (RedriveReport, error) {
 	var report RedriveReport
 	m := r.mapping(uuid)
@@ -212,7 +212,7 @@ func (v *redrive) invoke(ctx context.Context, shard stream.ShardID, recs []strea
 		if res.Failed != "" {
 			done = slices.IndexFunc(batch, func(r stream.Record) bool { return r.Pos == res.Failed })
 			all = false
-			v.report.fail(n-done, fmt.Errorf("the answer reports that record %s failed", res.Failed))
+			v.report.fail(n-done, errors.New(res.Reason))
 		}
 		v.report.Records += done
 	}
@@ -301,8 +301,34 @@ func readFile(fs vfs.FS, name string) ([]byte, error) {
 	return b, errors.Join(err, f.Close())
 }
 
-// fromStream redrives what is in a stream since the last time.
-func (v *redrive) fromStream(ctx context.Context, name string, log stream.Log, each func(context.Context, []byte) error) error {
+// maxOwed is how many documents of a shard may have failed again; then a redrive goes no further until some succeed.
+const maxOwed = 1000
+
+// A place is how far a stream's shard was redriven: up to at, except for what failed again. It is kept as positions, a line each.
+type place struct {
+	at   stream.Position
+	owed []stream.Position
+}
+
+func readPlace(b []byte) place {
+	lines := strings.Split(string(b), "\n")
+	p := place{at: stream.Position(lines[0])}
+	for _, l := range lines[1:] {
+		p.owed = append(p.owed, stream.Position(l))
+	}
+	return p
+}
+
+func (p place) append(b []byte) []byte {
+	b = append(b, p.at...)
+	for _, o := range p.owed {
+		b = append(append(b, '\n'), o...)
+	}
+	return b
+}
+
+// fromStream redrives what failed the last time, and then what is in a stream since.
+func (v *redrive) fromStream(ctx context.Context, name string, log stream.Log, each func(context.Context, []byte) (bool, error)) error {
 	store := v.h.r.cfg.Store
 	shards, err := log.Shards(ctx)
 	if err != nil {
@@ -314,10 +340,10 @@ func (v *redrive) fromStream(ctx context.Context, name string, log stream.Log, e
 	}
 	for _, s := range shards {
 		key := []byte("lambda/redriven/" + v.h.def.UUID + "/" + name + "/" + string(s.ID))
-		var after stream.Position
+		var p place
 		err := store.View(ctx, func(r state.Reader) error {
 			b, err := r.Get(key)
-			after = stream.Position(b)
+			p = readPlace(b)
 			return err
 		})
 		if err != nil {
@@ -327,23 +353,75 @@ func (v *redrive) fromStream(ctx context.Context, name string, log stream.Log, e
 		if err != nil {
 			return fmt.Errorf("redrive: end of %s: %w", name, err)
 		}
-		if err := v.shard(ctx, log, s.ID, after, tip.Pos, key, each); err != nil {
+		save := func() error {
+			// What was done is done, even if the caller has gone.
+			err := store.Update(context.WithoutCancel(ctx), func(tx state.Tx) error { return tx.Set(key, p.append(nil)) })
+			if err != nil {
+				return fmt.Errorf("redrive: keep the place: %w", err)
+			}
+			return nil
+		}
+		if err := v.again(ctx, log, s.ID, &p, save, each); err != nil {
+			return err
+		}
+		if err := v.onward(ctx, log, s.ID, &p, tip.Pos, save, each); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (v *redrive) shard(ctx context.Context, log stream.Log, id stream.ShardID, after, tip stream.Position, key []byte, each func(context.Context, []byte) error) error {
-	if after >= tip {
+// again redrives what failed the last time.
+func (v *redrive) again(ctx context.Context, log stream.Log, id stream.ShardID, p *place, save func() error, each func(context.Context, []byte) (bool, error)) error {
+	for _, pos := range slices.Clone(p.owed) {
+		data, found, err := recordAt(ctx, log, id, pos)
+		if err != nil {
+			return fmt.Errorf("redrive: read %s: %w", id, err)
+		}
+		ok := true
+		if !found { // retention has removed the document
+			v.report.Missing++
+		} else if ok, err = each(ctx, data); err != nil {
+			return err
+		}
+		if ok {
+			p.owed = slices.DeleteFunc(p.owed, func(o stream.Position) bool { return o == pos })
+			if err := save(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// recordAt reads one record.
+func recordAt(ctx context.Context, log stream.Log, id stream.ShardID, pos stream.Position) ([]byte, bool, error) {
+	rd, err := log.Read(ctx, id, sequence.Position(sequence.Of(pos)-1))
+	if err != nil {
+		return nil, false, err
+	}
+	defer rd.Close() //nolint:errcheck // a reader writes nothing
+	recs, err := rd.Next(ctx, 1)
+	if errors.Is(err, io.EOF) || err == nil && recs[0].Pos != pos {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	return slices.Clone(recs[0].Data), true, nil
+}
+
+// onward redrives a shard from its place to tip.
+func (v *redrive) onward(ctx context.Context, log stream.Log, id stream.ShardID, p *place, tip stream.Position, save func() error, each func(context.Context, []byte) (bool, error)) error {
+	if p.at >= tip {
 		return nil
 	}
-	rd, err := log.Read(ctx, id, after)
+	rd, err := log.Read(ctx, id, p.at)
 	if err != nil {
 		return fmt.Errorf("redrive: read %s: %w", id, err)
 	}
 	defer rd.Close() //nolint:errcheck // a reader writes nothing
-	for after < tip {
+	for p.at < tip {
 		recs, err := rd.Next(ctx, 100)
 		if errors.Is(err, io.EOF) {
 			return nil
@@ -352,42 +430,50 @@ func (v *redrive) shard(ctx context.Context, log stream.Log, id stream.ShardID, 
 			return fmt.Errorf("redrive: read %s: %w", id, err)
 		}
 		for i := range recs {
-			if recs[i].Pos > tip {
-				break // written meanwhile, perhaps by this redrive
+			pos := stream.Position(strings.Clone(string(recs[i].Pos)))
+			if pos > tip { // written meanwhile, perhaps by this redrive
+				p.at = tip
+				break
 			}
-			if err := each(ctx, recs[i].Data); err != nil {
-				return err
+			if len(p.owed) >= maxOwed {
+				return errors.Join(fmt.Errorf("redrive: %d documents of %s failed again: mend the function, then redrive the rest", maxOwed, id), save())
+			}
+			ok, err := each(ctx, recs[i].Data)
+			if err != nil {
+				return errors.Join(err, save())
+			}
+			if p.at = pos; !ok {
+				p.owed = append(p.owed, pos)
 			}
 		}
-		after = stream.Position(strings.Clone(string(recs[len(recs)-1].Pos)))
-		at := min(after, tip)
-		if err := v.h.r.cfg.Store.Update(ctx, func(tx state.Tx) error { return tx.Set(key, []byte(at)) }); err != nil {
-			return fmt.Errorf("redrive: keep the place: %w", err)
+		if err := save(); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// parcel redrives a record of an on-failure stream, if it is of this mapping.
-func (v *redrive) parcel(ctx context.Context, data []byte) error {
+// parcel redrives a record of an on-failure stream, if it is of this mapping; false: it failed again.
+func (v *redrive) parcel(ctx context.Context, data []byte) (bool, error) {
 	var doc FailureDocument
 	if json.Unmarshal(data, &doc) != nil || doc.RequestContext.FunctionARN != v.h.functionARN || doc.Batch.StreamARN != v.h.streamARN {
-		return nil //nolint:nilerr // somebody else's
+		return true, nil //nolint:nilerr // somebody else's
 	}
-	if _, err := v.document(ctx, &doc); err != nil {
+	ok, err := v.document(ctx, &doc)
+	if err != nil {
 		if ctx.Err() != nil {
-			return err
+			return false, err
 		}
 		v.report.fail(doc.Batch.Records, err)
 	}
-	return nil
+	return ok, nil
 }
 
-// letter redrives a dead letter, if it is of this mapping.
-func (v *redrive) letter(ctx context.Context, data []byte) error {
+// letter redrives a dead letter, if it is of this mapping; false: it failed again.
+func (v *redrive) letter(ctx context.Context, data []byte) (bool, error) {
 	var l stream.DeadLetter
 	if json.Unmarshal(data, &l) != nil || l.Source != "function "+v.h.def.Handler {
-		return nil //nolint:nilerr // somebody else's
+		return true, nil //nolint:nilerr // somebody else's
 	}
 	if l.Position == "" {
 		return v.parcel(ctx, l.Data)
@@ -396,15 +482,14 @@ func (v *redrive) letter(ctx context.Context, data []byte) error {
 	n := sequence.Of(l.Position)
 	recs, err := v.read(ctx, l.Shard, n, n)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if len(recs) == 0 && l.Cut == 0 { // retention has removed it, but the letter has it
 		recs = []stream.Record{{Key: l.Key, Data: l.Data, Shard: l.Shard, Pos: l.Position, Time: l.At}}
 	}
 	if len(recs) == 0 {
 		v.report.Missing++
-		return nil
+		return true, nil
 	}
-	_, err = v.invoke(ctx, l.Shard, recs)
-	return err
+	return v.invoke(ctx, l.Shard, recs)
 }

@@ -122,12 +122,14 @@ func (h *running) Handle(ctx context.Context, in *process.Invocation) (process.R
 		h.note(resultFailed)
 		return process.Result{}, &CallError{RequestID: id, Message: err.Error()}
 	}
-	if a.failed < len(in.Records) {
+	res := a.result(in.Records)
+	if res.Failed != "" {
 		h.note(resultFailed)
+		res.Reason = fmt.Sprintf("function reports record %s as failed", e.number(a.failed))
 	} else {
 		h.note(resultOK)
 	}
-	return a.result(in.Records), nil
+	return res, nil
 }
 
 const keepEvent = 16 << 20 // a larger one is left to the garbage collector
