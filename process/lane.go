@@ -22,6 +22,7 @@ type lane struct {
 	f     *function
 	r     *Runner
 	shard stream.ShardID
+	made  time.Time // when the shard was made; zero: the log does not tell
 	n, of int
 	slot  int             // names its checkpoint: n, or spillSlot
 	spill *spill          // where it puts off what it is too slow for; nil: nowhere
@@ -52,7 +53,7 @@ type lane struct {
 
 func newLane(s *shardRun, n, of int, at, until stream.Position) *lane {
 	l := &lane{
-		f: s.f, r: s.f.r, shard: s.info.ID, n: n, slot: n, of: of, until: until, at: at, checkpoint: at,
+		f: s.f, r: s.f.r, shard: s.info.ID, made: s.info.Created, n: n, slot: n, of: of, until: until, at: at, checkpoint: at,
 		lanesKey: s.f.lanesKey(s.info.ID), lanesValue: strconv.Itoa(of),
 		spill: s.spill, seconds: s.f.r.meter.seconds.WithLabelValues(s.f.name, string(s.info.ID)),
 		sizes: s.f.r.meter.records.WithLabelValues(s.f.name, string(s.info.ID)),

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 
@@ -336,9 +337,14 @@ func (m *mapping) id(recs []stream.Record) string {
 	return uuid(m.ids)
 }
 
+// prefix names the lane's shard. When the shard was made tells it from one of the same name that was there before its stream was deleted.
 func (m *mapping) prefix(b []byte) []byte {
 	b = append(append(b, m.l.f.name...), 0)
-	return append(append(b, m.l.shard...), 0)
+	b = append(append(b, m.l.shard...), 0)
+	if made := m.l.made; !made.IsZero() {
+		b = append(strconv.AppendInt(b, made.UnixMilli(), 10), 0)
+	}
+	return b
 }
 
 // uuid is a version 8 UUID of a hash.

@@ -74,7 +74,12 @@ func (s *server) openAnomaly(ctx context.Context, _ vfs.FS) error {
 		if err != nil {
 			return err
 		}
-		if err := r.AddHandler(h, process.Options{BatchSize: 500, MaxAttempts: 5}); err != nil {
+		if e.Output != "" {
+			if _, err := s.logs.Stream(e.Output); err != nil {
+				return fmt.Errorf("anomaly.endpoints: %s: output: %w: name it in the section streams", e.Name, err)
+			}
+		}
+		if err := r.AddHandler(h, process.Options{BatchSize: max(500, e.Batch), MaxAttempts: 5, Output: e.Output}); err != nil {
 			return err
 		}
 		if err := s.startBeside(ctx, r, nil); err != nil {

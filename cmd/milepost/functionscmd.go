@@ -57,15 +57,19 @@ func runFunctions(ctx context.Context, e *env, args []string) error {
 
 // A functionCall is the part of a command line that commands on functions share.
 type functionCall struct {
-	fs   *flagSet
-	addr *string
-	name string
-	rest []string // what stands after the name
+	fs    *flagSet
+	addr  *string
+	token *string
+	name  string
+	rest  []string // what stands after the name
 }
 
 func newFunctionCall(e *env, name string) *functionCall {
 	fs := flags(e, "functions "+name)
-	return &functionCall{fs: fs, addr: fs.String("addr", "http://127.0.0.1:8080", "address of the server")}
+	return &functionCall{
+		fs: fs, addr: fs.String("addr", "http://127.0.0.1:8080", "address of the server"),
+		token: fs.String("token", os.Getenv("MILEPOST_TOKEN"), "the server's bearer token (http.token); default: $MILEPOST_TOKEN"),
+	}
 }
 
 // on adds the flag that chooses one of the function's streams.
@@ -97,6 +101,9 @@ func (c *functionCall) ask(ctx context.Context, method, path string, body []byte
 	}
 	if method == http.MethodPost {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if *c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+*c.token)
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
@@ -320,7 +327,7 @@ func functionLogs(ctx context.Context, e *env, args []string) error {
 			}
 			since = l.Number
 			for text := range strings.Lines(l.Text + "\n") {
-				fmt.Fprintf(e.stdout, "%s %s\n", l.At.Local().Format("15:04:05.000"), cell(strings.TrimSuffix(text, "\n")))
+				fmt.Fprintf(e.stdout, "%s %s\n", l.At.Local().Format("15:04:05.000"), cell(strings.ReplaceAll(strings.TrimSuffix(text, "\n"), "\t", "  ")))
 			}
 		}
 		if !*follow {
@@ -354,7 +361,7 @@ func invokeFunction(ctx context.Context, e *env, args []string) error {
 	}
 	if *logs || out.Error != "" {
 		for line := range strings.Lines(out.Log) {
-			fmt.Fprintln(e.stderr, cell(strings.TrimSuffix(line, "\n")))
+			fmt.Fprintln(e.stderr, cell(strings.ReplaceAll(strings.TrimSuffix(line, "\n"), "\t", "  ")))
 		}
 	}
 	if _, err := fmt.Fprintf(e.stdout, "%s\n", out.Payload); err != nil {

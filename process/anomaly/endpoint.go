@@ -46,6 +46,7 @@ type EndpointConfig struct {
 	Timeout  time.Duration `yaml:"timeout,omitempty" doc:"of one request; default 5s"`
 	Failures int           `yaml:"failures,omitempty" doc:"failures in a row that open the circuit; default 5"`
 	OpenFor  time.Duration `yaml:"open_for,omitempty" doc:"how long the circuit stays open before one request tries; default 30s"`
+	Output   string        `yaml:"output,omitempty" doc:"stream that the scores go to; without one they are lost"`
 	Fallback string        `yaml:"fallback,omitempty" doc:"rcf, pass or fail; default pass"`
 	Forests  int           `yaml:"forests,omitempty" doc:"fallback rcf: most vehicles with a forest; default 200. Further ones pass"`
 
