@@ -118,7 +118,7 @@ func (in *Intake) judged() Judgement {
 	return j
 }
 
-// ErrClosed: the Pipeline takes nothing more.
+// ErrClosed says that the Pipeline takes nothing more.
 var ErrClosed = errors.New("ingest: the pipeline is closed")
 
 // Submit hands over what was added; the owner hears of it once. It waits for room among InFlightBytes until ctx ends, of which

@@ -264,13 +264,13 @@ func (p *Pipeline) persist(log stream.Log, recs []stream.Record, refuses *atomic
 		switch {
 		case err == nil:
 			if refuses.Load() && refuses.CompareAndSwap(true, false) {
-				p.door.logger.Info(good)
+				p.door.logger.Info(good) //nolint:sloglint // one of two constants
 			}
 			return nil
 		case errors.Is(err, stream.ErrTooLarge):
 			return err
 		case refuses.CompareAndSwap(false, true):
-			p.door.logger.Error(bad, slog.Any("error", err))
+			p.door.logger.Error(bad, slog.Any("error", err)) //nolint:sloglint // one of two constants
 		}
 		if !errors.Is(err, stream.ErrFull) || !sleep(p.ctx, pause) {
 			return err
@@ -386,7 +386,7 @@ func (p *Pipeline) answer() {
 }
 
 // outcome tells what became of a span.
-func (r *round) outcome(s *span, late int) (error, []Late, int) { //nolint:revive // the error is a value here
+func (r *round) outcome(s *span, late int) (error, []Late, int) { //nolint:revive,staticcheck // the error is a value here
 	var found []Late
 	for ; late < len(r.late) && r.late[late].rec < s.rec+s.recs; late++ {
 		l := r.late[late]

@@ -205,7 +205,7 @@ func (s *server) openBridges(ctx context.Context) error {
 			return err
 		}
 		if s.fetching == nil {
-			s.fetched, s.fetching = context.WithCancel(context.WithoutCancel(ctx))
+			s.fetched, s.fetching = context.WithCancel(context.WithoutCancel(ctx)) //nolint:fatcontext // once
 			s.onFailure(s.closeFeeds)
 		}
 		s.doors.Go(func() { // closeDoors waits

@@ -152,7 +152,7 @@ func (c *Config) checkRows(row func(k, format string, args ...any)) {
 	for _, e := range c.Anomaly.Endpoints {
 		row("model "+e.Name, "%s, scores to %s", e.URL, orNone(e.Output))
 	}
-	defs, _ := c.windowDefs() //nolint:errcheck // loading has checked it
+	defs, _ := c.windowDefs() // loading has checked it
 	for _, stream := range slices.Sorted(maps.Keys(defs)) {
 		for _, d := range defs[stream] {
 			row("window "+d.Spec.Name, "%s of %s by %s, to %s", d.Spec.Type, stream, d.Spec.Key, cmp.Or(d.Spec.Output, "SQL"))

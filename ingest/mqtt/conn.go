@@ -44,7 +44,6 @@ type conn struct {
 	tiny        [1]byte // what a TLS connection waits with
 	held        int64   // reserved for the packet under way
 	readErr     error
-	gone        bool // deaf was seen
 	sent        int32
 	version     byte
 	clientID    string
@@ -57,7 +56,6 @@ type conn struct {
 	aliases     []string
 	clientMax   uint32 // the largest packet that the client takes; 0: any
 	problems    bool   // the client wants reason strings
-	expires     int64  // Unix ms; 0: never
 	lastTopic   []byte // published to, and good
 	lastMap     *mapping
 	lastFrom    int
@@ -403,9 +401,9 @@ func (c *conn) readNow(fd uintptr) bool {
 		switch {
 		case n > 0:
 			c.have += n
-		case err == syscall.EINTR: //nolint:errorlint // a number
+		case err == syscall.EINTR:
 			continue
-		case err == syscall.EAGAIN: //nolint:errorlint // a number
+		case err == syscall.EAGAIN:
 			if c.have == 0 {
 				c.release()
 			}

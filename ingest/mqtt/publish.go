@@ -105,7 +105,8 @@ func (c *conn) admit(s *scratch, topic []byte, a *ack) (later bool, err error) {
 	if bytes.HasPrefix(topic, []byte("$")) {
 		var basic bool
 		if topic, basic = stripBasicIngest(topic); !basic {
-			return false, c.special(s, topic, a)
+			c.special(s, topic, a)
+			return false, nil
 		}
 	}
 	if !c.principal.MayPublish(topic) {
@@ -237,7 +238,7 @@ func (c *conn) refuse(s *scratch, topic []byte, vehicle string, why ingest.Reaso
 }
 
 // special takes a message on a topic that begins with $ and is not Basic Ingest.
-func (c *conn) special(s *scratch, topic []byte, a *ack) error {
+func (c *conn) special(s *scratch, topic []byte, a *ack) {
 	switch {
 	case !c.principal.MayPublish(topic):
 		c.refuse(s, topic, "", ingest.WrongTopic, "the client may not publish to this topic", a)
@@ -247,7 +248,6 @@ func (c *conn) special(s *scratch, topic []byte, a *ack) error {
 		c.refuse(s, topic, "", ingest.WrongTopic, "topics that begin with $ are the server's own", a)
 		a.code = packet.TopicNameInvalid
 	}
-	return nil
 }
 
 // submit hands over what was gathered. Messages of QoS 2 are then waited for: their identifier is recorded only once their

@@ -2,6 +2,7 @@ package mqtt_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -61,6 +62,7 @@ func (d *desk) Disconnected(p mqtt.Principal, id, why string)   { d.note("out %s
 func (d *desk) Refused(c *mqtt.Credentials, r *mqtt.Refusal) {
 	d.note("refused %s %s", c.ClientID, r.Class)
 }
+
 func (d *desk) Rejected(p mqtt.Principal, topic, why, _ string) {
 	d.note("rejected %s %s %s", p.Device(), topic, why)
 }
@@ -148,7 +150,7 @@ func TestKickAndExpiry(t *testing.T) {
 func TestSlowReader(t *testing.T) {
 	w := newWorld(t, ingest.Limits{}, mqtt.Config{WriteTimeout: 500 * time.Millisecond})
 	slow, pub := w.joined(packet.V5, "slow"), w.joined(packet.V5, "pub")
-	_ = slow.conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+	_ = slow.conn.(*net.TCPConn).SetReadBuffer(4 << 10) //nolint:errcheck,forcetypeassert // it is TCP
 	slow.subscribe(1, packet.Filter{Filter: []byte("big/#"), QoS: 0})
 	payload := make([]byte, 100_000)
 	id := uint16(0)
@@ -164,7 +166,7 @@ func TestSlowReader(t *testing.T) {
 func TestPingerThatNeverReads(t *testing.T) {
 	w := newWorld(t, ingest.Limits{}, mqtt.Config{OutboundBytes: 10_000, WriteTimeout: time.Hour})
 	p := w.joined(packet.V5, "p")
-	_ = p.conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+	_ = p.conn.(*net.TCPConn).SetReadBuffer(4 << 10) //nolint:errcheck,forcetypeassert // it is TCP
 	pings := []byte(strings.Repeat("\xC0\x00", 10_000))
 	for w.metric("milepost_ingest_mqtt_slow_readers_total") == 0 {
 		_ = p.conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
@@ -205,12 +207,12 @@ func TestHostileBytes(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, _ = conn.Write(b)
-			_ = conn.(*net.TCPConn).CloseWrite()
+			_ = conn.(*net.TCPConn).CloseWrite() //nolint:errcheck,forcetypeassert // it is TCP
 			_ = conn.SetDeadline(time.Now().Add(patience))
 			buf := make([]byte, 4096)
 			for {
 				if _, err := conn.Read(buf); err != nil {
-					if nerr, ok := err.(net.Error); ok && nerr.Timeout() {
+					if nerr, ok := errors.AsType[net.Error](err); ok && nerr.Timeout() {
 						t.Fatalf("byte %d as %x: the connection stays open", i, lie)
 					}
 					break
@@ -348,7 +350,7 @@ func TestAcknowledgedSurvivesACrash(t *testing.T) {
 	}
 	lost := fs.CrashClone(vfs.CrashCloneCfg{})
 	store2, log2, dead2 := open(lost)
-	defer store2.Close()
+	defer store2.Close() //nolint:errcheck // the test is over
 	count := func(log stream.Log) int {
 		shards, err := log.Shards(t.Context())
 		if err != nil {

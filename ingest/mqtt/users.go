@@ -51,7 +51,7 @@ func newUsers(cfg *Config, topics mappings) (*users, error) {
 }
 
 // Authenticate implements Authenticator.
-func (u *users) Authenticate(_ context.Context, c *Credentials) (Principal, error) {
+func (u *users) Authenticate(ctx context.Context, c *Credentials) (Principal, error) {
 	if c.User != "" && len(u.users) > 0 {
 		known, ok := u.users[c.User]
 		sum := sha256.Sum256(c.Password)
@@ -70,7 +70,7 @@ func (u *users) Authenticate(_ context.Context, c *Credentials) (Principal, erro
 		return g, nil
 	}
 	if len(u.users) == 0 && u.turned.CompareAndSwap(false, true) {
-		u.logger.Warn("mqtt client from another machine turned away: enroll devices, list users, or allow anonymous clients",
+		u.logger.WarnContext(ctx, "mqtt client from another machine turned away: enroll devices, list users, or allow anonymous clients",
 			slog.String("remote", c.Remote.String()))
 	}
 	return nil, &Refusal{Class: "password", Text: "user name and password are needed"}
@@ -91,8 +91,13 @@ type guest struct {
 	expires time.Time
 }
 
-func (g *guest) Device() string     { return g.device }
-func (g *guest) Vehicle() string    { return g.vehicle }
+// Device implements Principal.
+func (g *guest) Device() string { return g.device }
+
+// Vehicle implements Principal.
+func (g *guest) Vehicle() string { return g.vehicle }
+
+// Expires implements Principal.
 func (g *guest) Expires() time.Time { return g.expires }
 
 func (g *guest) own() string {
@@ -102,6 +107,7 @@ func (g *guest) own() string {
 	return g.device
 }
 
+// MayPublish implements Principal.
 func (g *guest) MayPublish(topic []byte) bool {
 	if g.trusted {
 		return true
@@ -115,6 +121,7 @@ func (g *guest) MayPublish(topic []byte) bool {
 	return g.topics.owns(view(topic), g.own())
 }
 
+// MaySubscribe implements Principal.
 func (g *guest) MaySubscribe(filter string) bool {
 	if g.trusted {
 		return true

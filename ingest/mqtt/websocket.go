@@ -76,10 +76,9 @@ type wsConn struct {
 	early []byte // read before Conn is
 
 	// The reader's.
-	rest    uint64 // of the frame's payload
-	mask    [4]byte
-	at      int  // in mask
-	control byte // opcode of the control frame whose payload is being read
+	rest uint64 // of the frame's payload
+	mask [4]byte
+	at   int // in mask
 
 	writing sync.Mutex // a frame at a time
 	said    bool       // a close frame has been written; guarded by writing

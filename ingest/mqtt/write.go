@@ -81,9 +81,9 @@ func (c *conn) writeNow(fd uintptr) bool {
 		switch {
 		case n > 0:
 			c.nowN = n
-		case err == syscall.EINTR: //nolint:errorlint // a number
+		case err == syscall.EINTR:
 			continue
-		case err == syscall.EAGAIN: //nolint:errorlint // a number
+		case err == syscall.EAGAIN:
 		default:
 			c.nowErr = err
 		}

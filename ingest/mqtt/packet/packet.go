@@ -10,6 +10,7 @@
 package packet
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"unicode/utf8"
@@ -329,12 +330,7 @@ func validString(s []byte) bool {
 			return false
 		}
 		if c >= utf8.RuneSelf {
-			for _, d := range s[i:] {
-				if d == 0 {
-					return false
-				}
-			}
-			return utf8.Valid(s[i:])
+			return !bytes.Contains(s[i:], []byte{0}) && utf8.Valid(s[i:])
 		}
 	}
 	return true

@@ -99,7 +99,7 @@ func FuzzLink(f *testing.F) {
 			if _, err := answers.Peek(1); err != nil {
 				break
 			}
-			resp, err := http.ReadResponse(answers, nil)
+			resp, err := http.ReadResponse(answers, nil) //nolint:bodyclose // of a buffer
 			if err != nil {
 				t.Fatalf("answer: %v", err)
 			}
