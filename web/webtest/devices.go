@@ -82,8 +82,13 @@ func (d *Devices) seed(now time.Time) error {
 		id, vehicle, policy string
 		at                  time.Time
 	}{
-		{"truck-17", "T0137", "", days(200)}, {"truck-18", "", "", days(12)}, {"truck-19", "", "", days(-3)}, {"truck-20", "", "", days(90)},
-		{"gateway-1", "T0100", "gateway", days(3)}, {"van-4", "", "", days(300)}, {"van-5", "", "", days(300)},
+		{"truck-17", "T0137", "", days(200)},
+		{"truck-18", "", "", days(12)},
+		{"truck-19", "", "", days(-3)},
+		{"truck-20", "", "", days(90)},
+		{"gateway-1", "T0100", "gateway", days(3)},
+		{"van-4", "", "", days(300)},
+		{"van-5", "", "", days(300)},
 	} {
 		if err := d.Enroll(e.id, e.vehicle, e.policy, e.at); err != nil {
 			return err

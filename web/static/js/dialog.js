@@ -41,6 +41,6 @@ export function form({title, body, action, danger = false, typed = '', run}) {
 		}}, body, word && h('label', {class: 'field'}, h('span', {}, 'Type ', h('b', {class: 'typed'}, typed), ' to confirm'), word), wrong,
 		h('div', {class: 'dialog-end'}, h('button', {type: 'button', class: 'button', onclick: () => el.close()}, 'Cancel'), go)));
 		el.addEventListener('close', () => resolve(result));
-		(el.querySelector('form input:not([type=radio]), form select, form textarea') ?? el.querySelector('.dialog-end .button')).focus();
+		(el.querySelector('form :is(input, select, textarea):not(:disabled, [readonly])') ?? el.querySelector('.dialog-end .button')).focus();
 	});
 }

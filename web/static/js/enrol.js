@@ -41,15 +41,15 @@ function show(app, {token, secret, url}) {
 	const at = new URL(link), origin = at.origin, state = h('p', {class: 'hint', role: 'status'}, 'Waiting for the device …');
 	const el = dialog(`Enrol ${token.device}`,
 		h('p', {class: 'message note'}, `This is shown once. The token can be used one time, until ${fmt.when(Date.parse(token.expires), app.now())}.`),
+		state,
 		at.protocol !== 'https:' && h('p', {class: 'message error'}, 'The link is not encrypted: use it only in a network that you trust. milepost ca init --url https://… gives the server a public address.'),
 		h('div', {class: 'connect-box'},
 			h('figure', {class: 'qr'}, h('img', {src: `/v1/qr?text=${encodeURIComponent(link)}`, alt: `QR code to enrol ${token.device}`, width: 240, height: 240}),
 				h('figcaption', {}, 'For a phone: it opens the page that makes its certificate.')),
 			h('div', {}, h('h3', {}, 'The link'), code(link),
 				h('h3', {}, 'On a device with a shell'),
-				code(`curl -sS ${origin}/v1/ca/root.crt -o root.crt\nopenssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \\\n  -keyout ${token.device}.key -out ${token.device}.csr -subj /CN=${token.device}\ncurl -sS --cacert root.crt ${origin}/v1/devices/enroll \\\n  -H 'Authorization: Bearer ${secret}' \\\n  -H 'Content-Type: application/pkcs10' -H 'Accept: application/x-pem-file' \\\n  --data-binary @${token.device}.csr -o ${token.device}.crt`),
-				h('p', {class: 'hint'}, 'The first line trusts the network once; copy root.crt by another way if that is too much.'))),
-		state);
+				code(`curl -sSk ${origin}/v1/ca/root.crt -o root.crt\nopenssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \\\n  -keyout ${token.device}.key -out ${token.device}.csr -subj /CN=${token.device}\ncurl -sS --cacert root.crt ${origin}/v1/devices/enroll \\\n  -H 'Authorization: Bearer ${secret}' \\\n  -H 'Content-Type: application/pkcs10' -H 'Accept: application/x-pem-file' \\\n  --data-binary @${token.device}.csr -o ${token.device}.crt`),
+				h('p', {class: 'hint'}, 'The first line trusts the network, once: bring root.crt another way if you do not.'))));
 	return new Promise((resolve) => {
 		const look = setInterval(async () => {
 			try {

@@ -151,7 +151,7 @@ class Mapping {
 		this.error.hidden = !error;
 		setText(this.error, error ? `Last error${m.last_error_time ? `, ${fmt.age(Date.parse(m.last_error_time), now)}` : ''}: ${error}` : '');
 		const notes = [
-			m.breaker && m.breaker.state !== 'closed' && `It failed ${fmt.count(m.breaker.failures)} times in a row and is not called${m.breaker.until ? ` until ${fmt.timeOfDay(Date.parse(m.breaker.until))}` : ''}; ${fmt.count(m.breaker.held)} invocations were put off.`,
+			m.breaker && m.breaker.state !== 'closed' && `It failed ${fmt.count(m.breaker.failures)} times in a row and is not called${Date.parse(m.breaker.until) > now ? ` until ${fmt.timeOfDay(Date.parse(m.breaker.until))}` : ''}; ${fmt.count(m.breaker.held)} invocations were put off.`,
 			m.overflow && `It cannot keep up: ${m.overflow}.`,
 			t.sampled > 0 && `${fmt.brief(t.sampled)} records were passed over.`,
 			t.spilled > 0 && `${fmt.brief(t.spilled)} records were put off, ${fmt.brief(t.caught_up)} of them caught up with.`,

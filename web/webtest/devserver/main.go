@@ -49,12 +49,12 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // it is in the system's temporary directory
 	ops, err := webtest.NewOperations(filepath.Join(dir, "ca"), *token, time.Now())
 	if err != nil {
 		return err
 	}
-	defer ops.Close()
+	defer func() { _ = ops.Close() }() // in memory
 	srv := &http.Server{Addr: *addr, Handler: ops.Handler(s), ReadHeaderTimeout: 10 * time.Second}
 	done := make(chan error, 1)
 	go func() { done <- srv.ListenAndServe() }()

@@ -108,7 +108,7 @@ export class PipelinePage {
 				table(['Shard', '-Records', 'Newest', 'Oldest'], (st.shards ?? []).map((sh) => [
 					h('code', {}, sh.id), fmt.brief(sh.records), sh.tip ? fmt.age(Date.parse(sh.tip), now) : '–', sh.oldest ? fmt.age(Date.parse(sh.oldest), now) : '–'])));
 			})),
-			box('Functions', s.functions.map((f) => {
+			box('Consumers', s.functions.map((f) => {
 				const prev = b?.functions.find((x) => x.name === f.name), shards = f.shards ?? [];
 				const worst = Math.max(0, ...shards.map((l) => l.lag_seconds)), waiting = total(shards, (l) => Math.max(0, l.lag));
 				return detail(`f/${f.name}`, open, [h('b', {}, f.name), h('span', {}, rateOf(f.processed, prev?.processed)),
