@@ -333,6 +333,9 @@ func TestBrowserOperationsFit(t *testing.T) {
 				.filter((e) => e.scrollWidth > e.clientWidth + 1 && e.clientWidth > 0).map((e) => e.tagName + "." + e.className + "#" + e.id + " " + e.scrollWidth + ">" + e.clientWidth).join(", ")`); bad != "" {
 				t.Errorf("%d px, %s: wider than its place: %s", width, what, bad)
 			}
+			if webtest.Eval[bool](t, b, `document.documentElement.scrollHeight > innerHeight + 1`) {
+				t.Errorf("%d px, %s: the whole page scrolls, not its panel", width, what)
+			}
 		}
 		b.Go(t, s.url+"/pipeline")
 		b.Wait(t, `document.querySelectorAll(".mapping").length === 4`)
