@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -51,6 +52,7 @@ func (i *Identity) Register(mux *http.ServeMux) {
 	admin("GET /v1/devices/{id}", i.getDevice)
 	admin("PATCH /v1/devices/{id}", i.patchDevice)
 	admin("GET /v1/devices/{id}/doctor", i.getDoctor)
+	admin("GET /v1/devices/{id}/journal", i.getJournal)
 	admin("POST /v1/devices/{id}/revoke", i.postRevoke)
 	admin("PUT /v1/devices/{id}/password", i.putPassword)
 	admin("DELETE /v1/devices/{id}/password", i.deletePassword)
@@ -147,6 +149,7 @@ type deviceView struct {
 	LastConnect   time.Time `json:"last_connect,omitzero"`
 	LastMessage   time.Time `json:"last_message,omitzero"`
 	LastRemote    string    `json:"last_remote,omitempty"`
+	Disconnected  time.Time `json:"last_disconnect,omitzero"`
 	Disconnect    string    `json:"last_disconnect_reason,omitempty"`
 	Expires       time.Time `json:"certificate_ends,omitzero"`
 	LastRefusal   *Attempt  `json:"last_refusal,omitempty"`
@@ -160,7 +163,7 @@ func (i *Identity) view(d *Device) deviceView {
 		LastMessage: seen.LastMessage, LastRemote: seen.Remote, LastRefusal: lastAttempt(refused),
 	}
 	if n := len(seen.Departures); n > 0 {
-		v.Disconnect = seen.Departures[n-1].Why
+		v.Disconnected, v.Disconnect = seen.Departures[n-1].At, seen.Departures[n-1].Why
 	}
 	if n := len(seen.Rejections); n > 0 {
 		v.LastRejection = seen.Rejections[n-1].Text
@@ -181,7 +184,24 @@ func (i *Identity) getDevices(w http.ResponseWriter, r *http.Request) error {
 		}
 		limit = n
 	}
-	ds := i.Devices.List(q.Get("prefix"), q.Get("after"), Status(q.Get("status")), limit+1)
+	most := limit + 1
+	part, within := strings.ToLower(q.Get("q")), time.Duration(0)
+	if s := q.Get("ends_within"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 || n > 36500 {
+			return fmt.Errorf("%w: ends_within %q: write a number of days", ErrInvalid, s)
+		}
+		within = time.Duration(n) * 24 * time.Hour
+	}
+	if part != "" || within > 0 {
+		most = 1<<31 - 1 // which are meant is seen only now
+	}
+	ds, now := i.Devices.List(q.Get("prefix"), q.Get("after"), Status(q.Get("status")), most), time.Now()
+	ds = slices.DeleteFunc(ds, func(d *Device) bool {
+		c := d.lastCertificate()
+		return part != "" && !strings.Contains(strings.ToLower(d.ID), part) && !strings.Contains(strings.ToLower(d.Vehicle), part) ||
+			within > 0 && (c == nil || c.NotAfter.Sub(now) >= within)
+	})
 	more := len(ds) > limit
 	ds = ds[:min(limit, len(ds))]
 	out := struct {
@@ -424,6 +444,22 @@ func (i *Identity) deletePassword(w http.ResponseWriter, r *http.Request) error 
 
 func (i *Identity) getDoctor(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, http.StatusOK, i.Doctor(r.PathValue("id"), time.Now()))
+}
+
+// getJournal answers with all that the doors saw of a device, and with what was refused under its name. The name need not be enrolled.
+func (i *Identity) getJournal(w http.ResponseWriter, r *http.Request) error {
+	seen, refused := i.Journal.Device(r.PathValue("id"))
+	return reply(w, http.StatusOK, map[string]any{
+		"departures": listed(seen.Departures), "refusals": listed(refused.Attempts), "rejections": listed(seen.Rejections),
+	})
+}
+
+// listed is a list that JSON does not show as null.
+func listed[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
 }
 
 func (i *Identity) getExpiring(w http.ResponseWriter, r *http.Request) error {

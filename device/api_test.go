@@ -257,3 +257,54 @@ func TestPages(t *testing.T) {
 		t.Errorf("%v", all)
 	}
 }
+
+// A list is narrowed by part of a name and by when certificates end; the journal is whole, and there for names that nobody enrolled.
+func TestFindAndJournal(t *testing.T) {
+	i, _, _ := newIdentity(t, nil)
+	now := time.Now()
+	for _, d := range []struct {
+		id, vehicle string
+		at          time.Time
+	}{{"truck-17", "", now}, {"tracker-2", "Truck-9", now.AddDate(0, 0, -350)}, {"van-1", "", now.AddDate(0, 0, -380)}} {
+		key, err := NewKey()
+		ok(t, err)
+		_, _, err = i.Devices.Enroll(t.Context(), Enrolment{ID: d.id, Vehicle: d.vehicle, Key: key.Public()}, d.at)
+		ok(t, err)
+	}
+	api := newAPI(t, i)
+	for query, want := range map[string]string{
+		"q=truck": "tracker-2 truck-17", "q=TRUCK&limit=1": "tracker-2 …", "q=17": "truck-17", "q=none": "", "ends_within=30": "tracker-2 van-1",
+		"ends_within=30&q=van": "van-1", "q=truck&after=tracker-2": "truck-17",
+	} {
+		_, body := api.do("GET", "/v1/devices?"+query, "", nil)
+		var page struct {
+			Devices []struct{ ID string }
+			Next    string
+		}
+		ok(t, json.Unmarshal([]byte(body), &page))
+		var got []string
+		for _, d := range page.Devices {
+			got = append(got, d.ID)
+		}
+		if page.Next != "" {
+			got = append(got, "…")
+		}
+		if g := strings.Join(got, " "); g != want {
+			t.Errorf("%s: %q, want %q", query, g, want)
+		}
+	}
+	if status, body := api.do("GET", "/v1/devices?ends_within=soon", "", nil); status != 400 {
+		t.Errorf("ends_within=soon: %d %s", status, body)
+	}
+	i.Journal.Refused(&Credentials{ClientID: "nobody"}, &Refusal{NotEnrolled, "not enrolled"})
+	_, body := api.do("GET", "/v1/devices/nobody/journal", "", nil)
+	var j struct {
+		Departures []Departure
+		Refusals   []Attempt
+		Rejections []Rejection
+	}
+	ok(t, json.Unmarshal([]byte(body), &j))
+	if j.Departures == nil || j.Rejections == nil || len(j.Refusals) != 1 || j.Refusals[0].Class != NotEnrolled {
+		t.Errorf("journal %s", body)
+	}
+}

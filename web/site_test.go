@@ -3,6 +3,7 @@ package web_test
 import (
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,6 +17,7 @@ import (
 type site struct {
 	url   string
 	fleet *webtest.Fleet
+	ops   *webtest.Operations // what the program serves beside package web
 	web   *web.Server
 	cfg   web.Config
 	front atomic.Pointer[web.Server]
@@ -32,7 +34,8 @@ func serve(t testing.TB, n int, change ...func(*web.Config)) *site {
 	}
 	s.restart(t)
 	s.web = s.front.Load()
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.front.Load().ServeHTTP(w, r) }))
+	s.protect(t, "")
+	srv := httptest.NewServer(s.behind(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.front.Load().ServeHTTP(w, r) })))
 	s.url = srv.URL
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -60,6 +63,26 @@ func serve(t testing.TB, n int, change ...func(*web.Config)) *site {
 		srv.Close()
 	})
 	return s
+}
+
+// behind serves operations, and what they do not know from next.
+func (s *site) behind(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.ops.Handler(next).ServeHTTP(w, r) })
+}
+
+// protect gives the site operations that need a token.
+func (s *site) protect(t testing.TB, token string) {
+	t.Helper()
+	var err error
+	if s.ops, err = webtest.NewOperations(filepath.Join(t.TempDir(), "ca"), token, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	ops := s.ops
+	t.Cleanup(func() {
+		if err := ops.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // restart puts another server in front of the same fleet, and ends the one before.

@@ -209,8 +209,9 @@ func (s *Server) page(w http.ResponseWriter, r *http.Request) error {
 		return a.serve(w, r, cacheForever)
 	}
 	switch {
-	case p == "/", p == "/alerts", p == "/sql", p == "/pipeline", p == "/connect",
-		strings.HasPrefix(p, "/vehicles/") && len(p) > len("/vehicles/"):
+	case p == "/", p == "/alerts", p == "/sql", p == "/pipeline", p == "/connect", p == "/devices",
+		strings.HasPrefix(p, "/vehicles/") && len(p) > len("/vehicles/"),
+		strings.HasPrefix(p, "/devices/") && len(p) > len("/devices/"):
 		return s.assets.index.serve(w, r, revalidate)
 	case p == "/favicon.ico":
 		return s.assets.files["icon.svg"].serve(w, r, revalidate)

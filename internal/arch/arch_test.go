@@ -63,7 +63,7 @@ var rooms = map[string]string{
 	"web":                    "alert fleet query stream telemetry web/basemap web/history",
 	"web/basemap":            "",
 	"web/history":            "query telemetry",
-	"web/webtest":            "alert fleet query stream telemetry web",
+	"web/webtest":            "alert device fleet internal/vfs process process/lambda query state/local stream telemetry web",
 	"web/webtest/devserver":  "web web/webtest",
 	"sim":                    "sim/sender telemetry",
 	"sim/replay":             "sim/sender telemetry",

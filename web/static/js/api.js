@@ -1,5 +1,7 @@
 // The HTTP API. An answer that is not a success becomes an ApiError with the server's own words.
 
+import {stored} from './token.js';
+
 export class ApiError extends Error {
 	constructor(status, detail, type) {
 		super(detail);
@@ -10,6 +12,8 @@ export class ApiError extends Error {
 
 async function ask(path, options = {}) {
 	let res;
+	const token = stored();
+	if (token) options = {...options, headers: {...options.headers, Authorization: `Bearer ${token}`}};
 	try {
 		res = await fetch(path, options);
 	} catch (err) {
@@ -20,22 +24,25 @@ async function ask(path, options = {}) {
 	let detail = `${res.status} ${res.statusText}`, type = '';
 	try {
 		const p = await res.json();
-		detail = p.detail || detail;
+		detail = p.detail || p.error || detail;
 		type = p.type || '';
 	} catch {
 		// not a problem of ours: a proxy's page, perhaps
 	}
+	if (res.status === 401) detail = 'This needs the server’s token.';
 	throw new ApiError(res.status, detail, type);
 }
 
 export const get = async (path, signal) => (await ask(path, {signal})).json();
 
-export async function post(path, body, {signal, accept} = {}) {
+export async function post(path, body, {signal, accept, method = 'POST', headers} = {}) {
 	return ask(path, {
-		method: 'POST', signal, body: JSON.stringify(body),
-		headers: {'Content-Type': 'application/json', ...(accept && {Accept: accept})},
+		method, signal, body: typeof body === 'string' ? body : JSON.stringify(body),
+		headers: {'Content-Type': 'application/json', ...(accept && {Accept: accept}), ...headers},
 	});
 }
+
+export const remove = (path) => ask(path, {method: 'DELETE'});
 
 // query makes a query string of what is set.
 export function query(params) {
@@ -45,4 +52,5 @@ export function query(params) {
 	return s && `?${s}`;
 }
 
+export const devicePath = (id) => `/v1/devices/${encodeURIComponent(id)}`;
 export const vehiclePath = (id) => `/v1/vehicles/${encodeURIComponent(id)}`;

@@ -7,6 +7,8 @@ import {Live} from './live.js';
 import {MapView} from './map/mapview.js';
 import {AlertsPage} from './pages/alerts.js';
 import {ConnectPage} from './pages/connect.js';
+import {DevicePage} from './pages/device.js';
+import {DevicesPage} from './pages/devices.js';
 import {MapPage} from './pages/map.js';
 import {PipelinePage} from './pages/pipeline.js';
 import {SqlPage} from './pages/sql.js';
@@ -19,10 +21,12 @@ const PAGES = [
 	{path: /^\/alerts$/, make: (app) => new AlertsPage(app), nav: '/alerts'},
 	{path: /^\/sql$/, make: (app) => new SqlPage(app), nav: '/sql'},
 	{path: /^\/pipeline$/, make: (app) => new PipelinePage(app), nav: '/pipeline'},
+	{path: /^\/devices$/, make: (app) => new DevicesPage(app), nav: '/devices'},
+	{path: /^\/devices\/([^/]+)$/, make: (app) => new DevicePage(app), nav: '/devices'},
 	{path: /^\/connect$/, make: (app) => new ConnectPage(app), nav: '/connect'},
 ];
 
-const NAV = [['/', 'map', 'Map'], ['/alerts', 'bell', 'Alerts'], ['/sql', 'sql', 'SQL'], ['/pipeline', 'flow', 'Pipeline'], ['/connect', 'plus', 'Connect']];
+const NAV = [['/', 'map', 'Map'], ['/alerts', 'bell', 'Alerts'], ['/sql', 'sql', 'SQL'], ['/pipeline', 'flow', 'Pipeline'], ['/devices', 'device', 'Devices'], ['/connect', 'plus', 'Connect']];
 
 class App {
 	async start() {
@@ -84,6 +88,7 @@ class App {
 		const page = PAGES.find((p) => p.path.test(location.pathname)) ?? PAGES[0];
 		const params = location.pathname.match(page.path)?.slice(1).map(safeDecode) ?? [];
 		this.page?.leave();
+		for (const d of document.querySelectorAll('dialog[open]')) d.close();
 		this.page = page.page ??= page.make(this);
 		const withMap = Boolean(this.page.map);
 		document.body.dataset.page = this.page.name;

@@ -83,3 +83,36 @@ export function choices(label, options, chosen, pick) {
 	el.set = (value) => set(value, false);
 	return el;
 }
+
+// code is text to be copied.
+export function code(text) {
+	return h('div', {class: 'code'}, h('pre', {}, text), h('button', {type: 'button', class: 'button', 'aria-label': 'Copy', onclick: async () => {
+		try {
+			await navigator.clipboard.writeText(text);
+			toast('Copied');
+		} catch {
+			toast('The browser does not allow copying: select the text', 'warning');
+		}
+	}}, icon('down'), 'Copy'));
+}
+
+export const field = (label, input, hint) => h('label', {class: 'field'}, h('span', {}, label), input, hint && h('small', {}, hint));
+
+export const fact = (name, ...value) => h('div', {}, h('dt', {}, name), h('dd', {}, value));
+
+// table takes headings, those of numbers with a "-" before them, and rows of cells.
+export function table(heads, rows) {
+	const num = heads.map((t) => t.startsWith('-'));
+	return h('div', {class: 'table-scroll'}, h('table', {},
+		h('thead', {}, h('tr', {}, heads.map((t, i) => h('th', {scope: 'col', class: num[i] ? 'num' : ''}, t.replace(/^-/, ''))))),
+		h('tbody', {}, rows.map((r) => h('tr', {}, r.map((c, i) => h('td', {class: num[i] ? 'num' : ''}, c)))))));
+}
+
+// expiry writes when a certificate ends, in the colour of how soon that is.
+export function expiry(end, now) {
+	if (!end) return h('span', {class: 'faint'}, 'none');
+	const ms = Date.parse(end), left = ms - now, day = 86400e3;
+	const kind = left < 7 * day ? 'critical' : left < 30 * day ? 'warning' : '';
+	const text = left <= 0 ? `ended ${fmt.age(ms, now)}` : `in ${fmt.span(left)}`;
+	return h('time', {datetime: end, title: fmt.fullTime(ms), class: kind ? `tag ${kind}` : ''}, text);
+}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"time"
 
 	"github.com/milepost/milepost/web"
@@ -27,6 +28,7 @@ func run() error {
 	addr := flag.String("addr", "127.0.0.1:8090", "address to serve on")
 	n := flag.Int("vehicles", 5000, "how many vehicles")
 	noSQL := flag.Bool("no-sql", false, "leave SQL out")
+	token := flag.String("token", "", "token that administration needs")
 	tiles := flag.String("tiles", "", "tile URL template")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -43,7 +45,17 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	srv := &http.Server{Addr: *addr, Handler: s, ReadHeaderTimeout: 10 * time.Second}
+	dir, err := os.MkdirTemp("", "milepost-devserver-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(dir) }() // it is in the system's temporary directory
+	ops, err := webtest.NewOperations(filepath.Join(dir, "ca"), *token, time.Now())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ops.Close() }() // in memory
+	srv := &http.Server{Addr: *addr, Handler: ops.Handler(s), ReadHeaderTimeout: 10 * time.Second}
 	done := make(chan error, 1)
 	go func() { done <- srv.ListenAndServe() }()
 	cfg.Log.InfoContext(ctx, "serving", "url", "http://"+*addr+"/", "vehicles", *n)

@@ -1,7 +1,7 @@
 // Connect a sender: for each kind what to install or write, filled in for one vehicle, and a QR code where an app reads one.
 
-import {fill, h, icon, toast} from '../dom.js';
-import {choices} from '../parts.js';
+import {fill, h} from '../dom.js';
+import {choices, code, field} from '../parts.js';
 
 const base64 = (text) => btoa(String.fromCharCode(...new TextEncoder().encode(text)));
 
@@ -101,7 +101,6 @@ export class ConnectPage {
 		this.token = h('input', {type: 'password', value: '', autocomplete: 'off', placeholder: 'if the server wants one', oninput: () => this.#show()});
 		this.address = h('input', {type: 'text', value: location.origin, spellcheck: 'false', oninput: () => this.#show()});
 		this.out = h('div', {class: 'connect-out'});
-		const field = (label, input, hint) => h('label', {class: 'field'}, h('span', {}, label), input, hint && h('small', {}, hint));
 		this.el = h('div', {class: 'page connect-page'},
 			h('div', {class: 'page-head'}, h('h1', {}, 'Connect a sender')),
 			choices('Kind of sender', Object.entries(KINDS).map(([k, v]) => [k, v.name]), this.kind, (k) => {
@@ -147,15 +146,4 @@ export class ConnectPage {
 				made.qr && h('figure', {class: 'qr'}, h('img', {src: `/v1/qr?text=${encodeURIComponent(made.qr)}`, alt: `QR code that sets up ${kind.name}`, width: 240, height: 240}),
 					h('figcaption', {}, 'Scan it with the app or the camera.'))));
 	}
-}
-
-function code(text) {
-	return h('div', {class: 'code'}, h('pre', {}, text), h('button', {type: 'button', class: 'button', 'aria-label': 'Copy', onclick: async () => {
-		try {
-			await navigator.clipboard.writeText(text);
-			toast('Copied');
-		} catch {
-			toast('The browser does not allow copying: select the text', 'warning');
-		}
-	}}, icon('down'), 'Copy'));
 }

@@ -4,7 +4,8 @@ import {get, query} from '../api.js';
 import {Spark} from '../chart.js';
 import {fill, h, icon} from '../dom.js';
 import * as fmt from '../format.js';
-import {message, moment} from '../parts.js';
+import {message, moment, table} from '../parts.js';
+import {Functions} from '../functions.js';
 
 const EVERY = 2000; // ms
 
@@ -16,12 +17,13 @@ export class PipelinePage {
 		this.sparks = {in: new Spark('Readings accepted each second'), out: new Spark('Records processed each second, slowest function'), lag: new Spark('Lag in seconds')};
 		this.figures = h('div', {class: 'figures'});
 		this.body = h('div', {class: 'flow'});
+		this.functions = new Functions(() => app.now());
 		this.letters = h('div', {class: 'letters'});
 		this.more = h('button', {type: 'button', class: 'button', hidden: true, onclick: () => this.#letters(true)}, 'Older');
 		this.dialog = h('dialog', {class: 'letter', 'aria-label': 'Dead letter', onclick: (e) => e.target === this.dialog && this.dialog.close()});
 		this.el = h('div', {class: 'page'},
 			h('div', {class: 'page-head'}, h('h1', {}, 'Pipeline'), (this.since = h('span', {class: 'hint'}))),
-			this.figures, this.body,
+			this.figures, this.functions.el, this.body,
 			h('section', {class: 'box', 'aria-labelledby': 'p-dead'},
 				h('div', {class: 'section-head'}, h('h2', {id: 'p-dead'}, 'Dead letters'),
 					h('button', {type: 'button', class: 'button', onclick: () => this.#letters()}, 'Refresh')),
@@ -42,10 +44,12 @@ export class PipelinePage {
 		this.before = null;
 		this.#poll();
 		this.#letters();
+		this.functions.enter();
 	}
 
 	leave() {
 		this.here = false;
+		this.functions.leave();
 		clearTimeout(this.timer);
 		if (this.dialog.open) this.dialog.close();
 	}
@@ -104,7 +108,7 @@ export class PipelinePage {
 				table(['Shard', '-Records', 'Newest', 'Oldest'], (st.shards ?? []).map((sh) => [
 					h('code', {}, sh.id), fmt.brief(sh.records), sh.tip ? fmt.age(Date.parse(sh.tip), now) : '–', sh.oldest ? fmt.age(Date.parse(sh.oldest), now) : '–'])));
 			})),
-			box('Functions', s.functions.map((f) => {
+			box('Consumers', s.functions.map((f) => {
 				const prev = b?.functions.find((x) => x.name === f.name), shards = f.shards ?? [];
 				const worst = Math.max(0, ...shards.map((l) => l.lag_seconds)), waiting = total(shards, (l) => Math.max(0, l.lag));
 				return detail(`f/${f.name}`, open, [h('b', {}, f.name), h('span', {}, rateOf(f.processed, prev?.processed)),
@@ -156,14 +160,6 @@ export class PipelinePage {
 }
 
 const box = (name, ...body) => h('section', {class: 'box'}, h('h2', {}, name), ...body);
-
-// table takes headings, those of numbers with a "-" before them, and rows of cells.
-function table(heads, rows) {
-	const num = heads.map((t) => t.startsWith('-'));
-	return h('div', {class: 'table-scroll'}, h('table', {},
-		h('thead', {}, h('tr', {}, heads.map((t, i) => h('th', {scope: 'col', class: num[i] ? 'num' : ''}, t.replace(/^-/, ''))))),
-		h('tbody', {}, rows.map((r) => h('tr', {}, r.map((c, i) => h('td', {class: num[i] ? 'num' : ''}, c)))))));
-}
 
 function detail(key, open, heads, ...body) {
 	return h('details', {'data-key': key, open: open.has(key)}, h('summary', {}, heads), ...body);

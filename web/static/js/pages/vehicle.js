@@ -4,7 +4,8 @@ import {get, query, vehiclePath} from '../api.js';
 import {Chart} from '../chart.js';
 import {fill, h, icon, setText} from '../dom.js';
 import * as fmt from '../format.js';
-import {alertCard, choices, message, severityTag} from '../parts.js';
+import {alertCard, choices, fact, message, severityTag} from '../parts.js';
+import {Commands} from '../commands.js';
 
 const RANGES = [['1', '1 h'], ['6', '6 h'], ['24', '24 h'], ['168', '7 d']];
 const HUES = {speed: '--accent', fuel: '--hue-fuel', engine_temp: '--hue-heat', cargo_temp: '--hue-cold', fuel_pressure: '--hue-press'};
@@ -20,6 +21,7 @@ export class VehiclePage {
 		this.now = h('div', {class: 'signals'});
 		this.alerts = h('div', {class: 'alert-list'});
 		this.charts = h('div', {class: 'charts'});
+		this.commands = new Commands(app);
 		this.range = choices('How far back', RANGES, String(this.hours), (v) => {
 			this.hours = Number(v);
 			this.#history();
@@ -28,6 +30,7 @@ export class VehiclePage {
 			h('a', {class: 'back', href: '/'}, icon('back'), 'All vehicles'), this.head,
 			h('section', {'aria-labelledby': 'v-now'}, h('h2', {id: 'v-now'}, 'Now'), this.now),
 			h('section', {'aria-labelledby': 'v-alerts'}, h('h2', {id: 'v-alerts'}, 'Recent alerts'), this.alerts),
+			this.commands.el,
 			h('section', {'aria-labelledby': 'v-hist'}, h('div', {class: 'section-head'}, h('h2', {id: 'v-hist'}, 'History'), this.range), this.charts));
 		app.fleet.addEventListener('change', (e) => this.here && this.#moved(e.detail));
 		app.live.addEventListener('alerts', () => this.here && this.#alerts());
@@ -58,6 +61,7 @@ export class VehiclePage {
 		this.#state();
 		this.#alerts();
 		this.#history();
+		this.commands.enter(id);
 		this.timer = setInterval(() => !document.hidden && this.#history(true), 60_000);
 		this.el.parentElement?.scrollTo?.(0, 0);
 	}
@@ -67,6 +71,7 @@ export class VehiclePage {
 		this.stop?.abort();
 		clearInterval(this.timer);
 		clearTimeout(this.soon);
+		this.commands.leave();
 		const map = this.app.map();
 		map.cardOff = false;
 		map.dim(false);
@@ -209,8 +214,6 @@ export class VehiclePage {
 		fill(this.charts, made.map((c) => c.el), !made.length && message('It has sent no signals to draw.'));
 	}
 }
-
-const fact = (name, value) => h('div', {}, h('dt', {}, name), h('dd', {}, value));
 
 // nearest is the trail's point at about a moment, if there is one within a few steps of it.
 function nearest(points, ms) {
