@@ -26,7 +26,7 @@ var (
 )
 
 // TestPipelineCrash takes the power away from the whole machine at random moments: log, state, archive, fleet, rules and outbox
-// over one file system, which forgets what was not synced, all of it or a random part. Vehicles meanwhile send batches with
+// over one file system, which forgets what was not synced, all of it or a random part. Shards are split and merged. Vehicles meanwhile send batches with
 // duplicates, readings out of order, backlogs of days ago and payloads that are none. In the end every acknowledged reading is in
 // log, state, daily figures and archive exactly once, every episode is one alert that was told under one ID, and every refused
 // payload is one dead letter (P1, P3, P4, P5, P7). There is no SQL and no socket in it: those hold nothing durable.
@@ -139,6 +139,10 @@ func (c *crashTest) round(n int) {
 		wg.Go(func() { c.drive(ctx, s, v, r) })
 	}
 	wg.Go(func() { c.compact(ctx, s) })
+	for i, name := range []string{readingsStream, eventsStream} {
+		r := rand.New(rand.NewPCG(seed, uint64(i)+1000))
+		wg.Go(func() { c.reshard(ctx, s, name, r) })
+	}
 	if early < 0 {
 		<-moment
 		powerOff()
