@@ -159,6 +159,10 @@ func (a *Archive) merge(ctx context.Context, old []*File) error {
 			a.discard(add)
 			return err
 		}
+		// It can be seen; but while the disk is full that does not mean that it is on it, and the old objects are all there is until then.
+		if derr := a.durably(ctx); derr != nil {
+			return errors.Join(err, derr)
+		}
 	}
 	a.settle(add)
 	a.retire(old, add)
@@ -170,6 +174,25 @@ func (a *Archive) merge(ctx context.Context, old []*File) error {
 	signal(a.wake)
 	return nil
 }
+
+// durably waits until what the store shows is on disk, as long as the disk is full. After another error, or when the archive closes,
+// nothing more is written by us, and the next Open keeps what the manifest names.
+func (a *Archive) durably(ctx context.Context) error {
+	for {
+		err := a.cfg.Store.Update(ctx, func(state.Tx) error { return nil }) // synced, and with it all before
+		if !errors.Is(err, state.ErrFull) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(err, ctx.Err())
+		case <-time.After(fullPause):
+		}
+	}
+}
+
+// fullPause is how long to wait for room on a full disk before looking again.
+const fullPause = 100 * time.Millisecond
 
 func (a *Archive) named(ctx context.Context, f *File) (ok bool, err error) {
 	err = a.cfg.Store.View(ctx, func(r state.Reader) error {

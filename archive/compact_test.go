@@ -1,6 +1,7 @@
 package archive
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/milepost/milepost/internal/vfs"
+	"github.com/milepost/milepost/state"
 )
 
 func TestPick(t *testing.T) {
@@ -149,4 +151,37 @@ func TestRetention(t *testing.T) {
 	f(79, 2)
 	f(41, 4)
 	f(1, 6) // the newest day stays
+}
+
+// TestMergeOnFullDisk: a merge that can be seen, but waits for room on the disk, removes nothing. A power cut then finds the old objects.
+func TestMergeOnFullDisk(t *testing.T) {
+	fs := vfs.NewCrashable()
+	if err := vfs.MakeDir(fs, "data"); err != nil {
+		t.Fatal(err)
+	}
+	config := func(c *Config) { c.Compaction.FanIn = 3 }
+	a, store := openTest(t, fs, config)
+	l := lane(t, a, "s")
+	const n = 3000
+	for at := 0; at < n; at += 500 {
+		add(t, l, at, at+500)
+		if err := a.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var clone *vfs.MemFS
+	store.mu.Lock()
+	store.full, store.refused = 3, func() { clone = fs.CrashClone(vfs.CrashCloneCfg{}) }
+	store.mu.Unlock()
+	if _, err := a.Compact(t.Context(), time.Now().Add(time.Hour)); err != nil && !errors.Is(err, state.ErrFull) {
+		t.Fatal(err)
+	}
+	wantOnce(t, a, n)
+	closeTest(t, a)
+	a, _ = openTest(t, clone, config)
+	wantOnce(t, a, n)
+	if problems, err := a.Verify(t.Context()); err != nil || len(problems) > 0 {
+		t.Errorf("after a power cut: %v, %v", problems, err)
+	}
+	closeTest(t, a)
 }

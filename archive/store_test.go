@@ -23,6 +23,11 @@ type journal struct {
 	f    vfs.File
 	kv   map[string]string
 	fail func() error // asked before and after each commit
+
+	// While the disk is full, a commit that was under way can be seen and waits for room; it and later ones fail with state.ErrFull.
+	full    int    // so many commits
+	refused func() // called by each but the first
+	waiting *journalEntry
 }
 
 type journalEntry struct {
@@ -116,6 +121,22 @@ func (j *journal) commit(sync bool, f func(*journalTx) error) error {
 	tx := &journalTx{j: j, e: journalEntry{Set: map[string]string{}}}
 	if err := f(tx); err != nil {
 		return err
+	}
+	switch {
+	case j.full > 0 && j.waiting == nil:
+		j.full--
+		j.waiting = &tx.e
+		j.apply(tx.e)
+		return state.ErrFull
+	case j.full > 0:
+		j.full--
+		j.refused()
+		return state.ErrFull
+	case j.waiting != nil:
+		if err := j.write(*j.waiting, true); err != nil {
+			return err
+		}
+		j.waiting = nil
 	}
 	if j.fail != nil {
 		if err := j.fail(); err != nil {

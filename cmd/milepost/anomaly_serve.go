@@ -56,7 +56,7 @@ func (s *server) openAnomaly(ctx context.Context, _ vfs.FS) error {
 			return err
 		}
 		if err := r.AddFolder(anomaly.New(anomaly.Config{
-			Plan: s.plan, Catalog: s.catalog, Sinks: s.route, Alerted: s.book.Touch, Log: s.log, Metrics: s.reg, MaxForests: s.cfg.Anomaly.MaxForests,
+			Plan: s.plan, Source: s.readings, Catalog: s.catalog, Sinks: s.route, Alerted: s.book.Touch, Log: s.log, Metrics: s.reg, MaxForests: s.cfg.Anomaly.MaxForests,
 		}), process.Options{MaxAttempts: 5}); err != nil {
 			return err
 		}

@@ -8,15 +8,20 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"go.uber.org/goleak"
 
 	"github.com/milepost/milepost/ingest"
 	"github.com/milepost/milepost/internal/conf"
 	"github.com/milepost/milepost/internal/vfs"
+	"github.com/milepost/milepost/state"
 	"github.com/milepost/milepost/stream"
 )
 
@@ -26,7 +31,7 @@ var (
 )
 
 // TestPipelineCrash takes the power away from the whole machine at random moments: log, state, archive, fleet, rules and outbox
-// over one file system, which forgets what was not synced, all of it or a random part. Vehicles meanwhile send batches with
+// over one file system, which forgets what was not synced, all of it or a random part. Shards are split and merged. Vehicles meanwhile send batches with
 // duplicates, readings out of order, backlogs of days ago and payloads that are none. In the end every acknowledged reading is in
 // log, state, daily figures and archive exactly once, every episode is one alert that was told under one ID, and every refused
 // payload is one dead letter (P1, P3, P4, P5, P7). There is no SQL and no socket in it: those hold nothing durable.
@@ -65,7 +70,9 @@ type crashTest struct {
 	rng    *rand.Rand // of the test's goroutine only
 	now    time.Time
 	disk   *vfs.MemFS
-	events int // made so far
+	events int          // made so far
+	full   atomic.Bool  // the disk
+	fulls  atomic.Int64 // how often it was
 
 	mu       sync.Mutex // guards what follows
 	vehicles []*crashVehicle
@@ -93,7 +100,12 @@ func (c *crashTest) machine(flushAge time.Duration) (*server, error) {
 	cfg.Limits.Rate = 0
 	c.functions(&cfg)
 	s := newServer(&cfg, slog.New(&toldHandler{c: c}))
-	return s, s.open(c.t.Context(), c.disk, s.rooms()...)
+	return s, s.open(c.t.Context(), errorfs.Wrap(c.disk, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if c.full.Load() && (op.Kind == errorfs.OpFileWrite || op.Kind == errorfs.OpFileWriteAt || op.Kind == errorfs.OpCreate) {
+			return syscall.ENOSPC
+		}
+		return nil
+	})), s.rooms()...)
 }
 
 // round opens the machine, lets vehicles send, and takes the power away: at a number of acknowledgements, or after a moment, which
@@ -139,6 +151,14 @@ func (c *crashTest) round(n int) {
 		wg.Go(func() { c.drive(ctx, s, v, r) })
 	}
 	wg.Go(func() { c.compact(ctx, s) })
+	if n%3 == 1 {
+		r := rand.New(rand.NewPCG(seed, 2000))
+		wg.Go(func() { c.fill(ctx, r) })
+	}
+	for i, name := range []string{readingsStream, eventsStream} {
+		r := rand.New(rand.NewPCG(seed, uint64(i)+1000))
+		wg.Go(func() { c.reshard(ctx, s, name, r) })
+	}
 	if early < 0 {
 		<-moment
 		powerOff()
@@ -146,6 +166,7 @@ func (c *crashTest) round(n int) {
 	c.disk = <-clones
 	stop()
 	wg.Wait()
+	c.full.Store(false)
 	// The old machine is gone; its goroutines must end all the same, and what they say counts no more.
 	dead, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -169,6 +190,7 @@ func (c *crashTest) finish() {
 		wg.Go(func() { c.drive(c.t.Context(), s, v, r) })
 	}
 	wg.Wait()
+	c.t.Logf("the disk was full %d times", c.fulls.Load())
 	c.check(s, "running", false)
 	if err := s.closeRooms(c.t.Context()); err != nil {
 		c.t.Fatal(err)
@@ -182,11 +204,26 @@ func (c *crashTest) finish() {
 	}
 }
 
+// fill lets the disk be full for a moment: whoever cannot write waits, and goes on by itself.
+func (c *crashTest) fill(ctx context.Context, rng *rand.Rand) {
+	pause := func() {
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Duration(rng.IntN(40)) * time.Millisecond):
+		}
+	}
+	pause()
+	c.fulls.Add(1)
+	c.full.Store(true)
+	pause()
+	c.full.Store(false)
+}
+
 // compact merges what there is, as if every day were over, again and again.
 func (c *crashTest) compact(ctx context.Context, s *server) {
 	for ctx.Err() == nil {
 		n, err := s.archive.Compact(ctx, c.now.Add(48*time.Hour))
-		if err != nil && ctx.Err() == nil {
+		if err != nil && ctx.Err() == nil && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, state.ErrFull) {
 			c.t.Errorf("compact: %v", err)
 			return
 		}
@@ -300,6 +337,11 @@ func (c *crashTest) drive(ctx context.Context, s *server, v *crashVehicle, rng *
 			c.mu.Unlock()
 			return
 		}
+		if errors.Is(err, stream.ErrFull) {
+			c.mu.Unlock()
+			time.Sleep(time.Millisecond) // as a device does: nothing tells when there is room again
+			continue
+		}
 		if err != nil {
 			c.t.Errorf("%s: not stored: %v", v.id, err)
 			c.off()
@@ -404,7 +446,7 @@ func (h *toldHandler) Handle(_ context.Context, r slog.Record) error {
 	if c.cloned {
 		return nil
 	}
-	if r.Level >= slog.LevelError && !c.gone {
+	if r.Level >= slog.LevelError && !c.gone && !aboutFullDisk(attrsOf(r)) {
 		c.t.Errorf("%s %s", r.Message, attrsOf(r))
 	}
 	if r.Message != "alert" {
@@ -423,6 +465,16 @@ func (h *toldHandler) Handle(_ context.Context, r slog.Record) error {
 	c.told[id] = text
 	c.heard.Broadcast()
 	return nil
+}
+
+// aboutFullDisk tells whether a line of the log says that the disk is full, which it may be.
+func aboutFullDisk(attrs map[string]string) bool {
+	for _, v := range attrs {
+		if strings.Contains(v, syscall.ENOSPC.Error()) || strings.Contains(v, "disk is full") {
+			return true
+		}
+	}
+	return false
 }
 
 func attrsOf(r slog.Record) map[string]string {

@@ -27,7 +27,10 @@ const FuncName = "anomaly"
 
 // Config is what a Folder uses.
 type Config struct {
-	Plan    *Plan
+	Plan *Plan
+	// Source is the stream that is read. It says which vehicles are a shard's: a reading whose partition key brought it to another
+	// shard is passed over, as the fleet refuses it. nil: every reading counts, which is right for one shard.
+	Source  stream.Log
 	Catalog *telemetry.Catalog
 	Sinks   func(severity string) []string // who is told of an alert; nil: nobody
 	Alerted func()                         // called when alerts have changed or are about to; must not block
@@ -50,7 +53,7 @@ type Folder struct {
 }
 
 type metrics struct {
-	readings, late, rejected, alerts, unwatched, relearnt prometheus.Counter
+	readings, late, rejected, misplaced, alerts, unwatched, relearnt prometheus.Counter
 }
 
 // New returns a folder.
@@ -79,6 +82,7 @@ func New(cfg Config) *Folder {
 		readings:  counter("readings_total", "Readings judged by detectors."),
 		late:      counter("late_readings_total", "Readings passed over, because they were not newer than their vehicle's last."),
 		rejected:  counter("rejected_total", "Log records that are no readings; the fleet dead-letters them."),
+		misplaced: counter("misplaced_total", "Readings whose partition key lies in another shard than their vehicle; the fleet dead-letters them."),
 		alerts:    counter("transitions_total", "Alerts of detectors begun or ended."),
 		unwatched: counter("unwatched_total", "Evaluations left out because MaxForests forests are in memory."),
 		relearnt:  counter("relearnt_total", "Vehicles that are learnt anew, because detectors were changed or their state was damaged."),
@@ -95,8 +99,19 @@ func New(cfg Config) *Folder {
 func (f *Folder) Name() string { return FuncName }
 
 // Lane returns the fold of one lane of one shard.
-func (f *Folder) Lane(stream.ShardID, int) process.Fold {
-	return &lane{f: f, decoder: telemetry.NewDecoder(f.cfg.Catalog), watches: map[string]*watched{}}
+func (f *Folder) Lane(shard stream.ShardID, _ int) process.Fold {
+	l := &lane{f: f, ours: stream.Shard{ID: shard, To: stream.MaxHash}, decoder: telemetry.NewDecoder(f.cfg.Catalog), watches: map[string]*watched{}}
+	if f.cfg.Source == nil {
+		return l
+	}
+	shards, err := f.cfg.Source.Shards(context.Background())
+	if err != nil {
+		panic(fmt.Sprintf("list shards: %v", err)) // the runner calls Lane again
+	}
+	if i := slices.IndexFunc(shards, func(s stream.Shard) bool { return s.ID == shard }); i >= 0 {
+		l.ours = shards[i]
+	}
+	return l
 }
 
 type watched struct {
@@ -108,6 +123,7 @@ type watched struct {
 // A lane folds one shard. Its goroutine is the only one that has its vehicles.
 type lane struct {
 	f       *Folder
+	ours    stream.Shard // its hash range
 	decoder *telemetry.Decoder
 	reading telemetry.Reading
 	watches map[string]*watched
@@ -118,7 +134,7 @@ type lane struct {
 	subs    []kpl.Record
 	forests int64 // of this lane
 	buf     []byte
-	counts  struct{ readings, late, rejected, alerts, unwatched, relearnt int }
+	counts  struct{ readings, late, rejected, misplaced, alerts, unwatched, relearnt int }
 }
 
 type found struct {
@@ -160,6 +176,10 @@ func (l *lane) fold(r state.Reader, key string, data []byte, at time.Time) error
 	if err != nil {
 		l.counts.rejected++
 		return nil //nolint:nilerr // the fleet dead-letters it
+	}
+	if rd.Vehicle != key && !l.ours.Contains(stream.KeyHash(rd.Vehicle)) {
+		l.counts.misplaced++ // two lanes would write one vehicle
+		return nil
 	}
 	w, err := l.watch(r, rd.Vehicle)
 	if err != nil || w.Watch == nil {
@@ -321,10 +341,11 @@ func (l *lane) Flush(tx state.Tx) error {
 	m.readings.Add(float64(c.readings))
 	m.late.Add(float64(c.late))
 	m.rejected.Add(float64(c.rejected))
+	m.misplaced.Add(float64(c.misplaced))
 	m.alerts.Add(float64(c.alerts))
 	m.unwatched.Add(float64(c.unwatched))
 	m.relearnt.Add(float64(c.relearnt))
-	c.readings, c.late, c.rejected, c.alerts, c.unwatched, c.relearnt = 0, 0, 0, 0, 0, 0
+	*c = struct{ readings, late, rejected, misplaced, alerts, unwatched, relearnt int }{}
 	l.dirty, l.found, l.scores = l.dirty[:0], l.found[:0], l.scores[:0]
 	return nil
 }
@@ -363,7 +384,7 @@ func (l *lane) Reset() {
 	l.forests = 0
 	clear(l.watches)
 	l.dirty, l.found, l.scores = nil, nil, nil
-	l.counts = struct{ readings, late, rejected, alerts, unwatched, relearnt int }{}
+	l.counts = struct{ readings, late, rejected, misplaced, alerts, unwatched, relearnt int }{}
 }
 
 // Close gives the memory back: the children of this shard, if it has any, read their vehicles from the store.

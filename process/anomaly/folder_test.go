@@ -11,8 +11,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/milepost/milepost/alert"
+	"github.com/milepost/milepost/process"
+	"github.com/milepost/milepost/process/processtest"
 	"github.com/milepost/milepost/state"
 	"github.com/milepost/milepost/state/local"
 	"github.com/milepost/milepost/stream"
@@ -354,3 +357,42 @@ type empty struct{}
 
 func (empty) Get([]byte) ([]byte, error)                        { return nil, nil }
 func (empty) Scan(_, _ []byte, _ func(k, v []byte) error) error { return nil }
+
+// A reading that its partition key brought to another shard than its vehicle's is passed over: two lanes would write one vehicle.
+func TestMisplaced(t *testing.T) {
+	r := newRunner(t)
+	log := processtest.NewLog(2)
+	shards, err := log.Shards(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := shards[slices.IndexFunc(shards, func(sh stream.Shard) bool { return sh.Contains(stream.KeyHash("truck-1")) })]
+	other := "a"
+	for own.Contains(stream.KeyHash(other)) {
+		other += "a"
+	}
+	log.Put("truck-1", `{"vehicle_id":"truck-1","ts":"2026-06-01T08:00:00Z","engine_temp":88}`)
+	log.Put(other, `{"vehicle_id":"truck-1","ts":"2026-06-01T09:00:00Z","engine_temp":88}`)
+	run, err := process.New(process.Config{Log: log, StreamName: "readings", Store: r.store})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg := prometheus.NewRegistry()
+	if err := run.AddFolder(New(Config{Plan: r.plan, Source: log, Catalog: r.cat, Metrics: reg}), process.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(run.Start(), run.WaitCaughtUp(t.Context()), run.Stop(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	all, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		got[f.GetName()] = f.GetMetric()[0].GetCounter().GetValue()
+	}
+	if got["milepost_anomaly_misplaced_total"] != 1 || got["milepost_anomaly_readings_total"] != 1 {
+		t.Errorf("%v readings were judged and %v misplaced, want one of each", got["milepost_anomaly_readings_total"], got["milepost_anomaly_misplaced_total"])
+	}
+}
