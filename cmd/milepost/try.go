@@ -20,6 +20,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/milepost/milepost/internal/vfs"
+	"github.com/milepost/milepost/process"
 	"github.com/milepost/milepost/stream"
 )
 
@@ -81,7 +82,30 @@ func runTry(ctx context.Context, e *env, args []string) error {
 	ctx, cancel := context.WithTimeout(ctx, *patience)
 	defer cancel()
 	err = s.try(ctx, e.stdout, in, want, *expect != "", *quiet)
+	stuck := s.tell(context.WithoutCancel(ctx), e.stderr)
+	switch {
+	case err == nil && *expect != "":
+		fmt.Fprintln(e.stderr, "what came out is what was expected")
+	case err == nil && stuck:
+		err = errors.New("a function failed to the end: see above; -v shows what it printed")
+	}
 	return errors.Join(err, s.drain(context.WithoutCancel(ctx)))
+}
+
+// tell says in a line what became of each mapping; stuck: of one or more the last word was an error.
+func (s *server) tell(ctx context.Context, w io.Writer) (stuck bool) {
+	for _, f := range s.functions.List(ctx) {
+		for i := range f.Mappings {
+			m := &f.Mappings[i]
+			fmt.Fprintf(w, "function %s on %s: %s processed, %s, %s given up\n",
+				m.Function, m.Stream, plural(int(m.Total.Records), "record"), plural(int(m.Total.Invocations), "invocation"), plural(int(m.Total.DeadLetters), "record")) //nolint:gosec // of one file
+			failing := slices.ContainsFunc(m.Shards, func(sh process.ShardStatus) bool { return sh.State == process.StateRetrying })
+			if stuck = stuck || failing; m.LastError != "" && (failing || m.Total.DeadLetters > 0) {
+				fmt.Fprintf(w, "  its last error: %s\n", m.LastError)
+			}
+		}
+	}
+	return stuck
 }
 
 // A trialRecord is a line of the records file.
