@@ -33,6 +33,8 @@ const (
 // NewKey makes a device's private key.
 func NewKey() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
 
+var errNotCSR = errors.New("no certificate signing request: send PKCS#10, as PEM or DER, such as 'openssl req -new' makes")
+
 // ParseRequest reads a certificate signing request in PEM or DER and checks its signature and its key.
 func ParseRequest(b []byte) (*x509.CertificateRequest, error) {
 	if block, _ := pem.Decode(b); block != nil {
@@ -43,7 +45,7 @@ func ParseRequest(b []byte) (*x509.CertificateRequest, error) {
 	}
 	csr, err := x509.ParseCertificateRequest(b)
 	if err != nil {
-		return nil, fmt.Errorf("no certificate signing request (PKCS#10, PEM or DER): %w", err)
+		return nil, errNotCSR // what ASN.1 says of it helps nobody
 	}
 	if err := checkKey(csr.PublicKey); err != nil { // first: checking a signature of an enormous key is dear
 		return nil, err

@@ -31,7 +31,11 @@ func runCA(_ context.Context, e *env, args []string) error {
 	fs := flags(e, "ca")
 	dir := dataFlags(fs)
 	name := fs.String("name", "", "init: name of the authority; import: name by which it is trusted")
-	host := fs.String("host", "", "names and addresses of this server, with commas, for its certificate; default: this machine's")
+	var hosts []string
+	fs.Func("host", "names and addresses of this server, with commas or one by one, for its certificate; default: this machine's", func(s string) error {
+		hosts = append(hosts, strings.Split(s, ",")...)
+		return nil
+	})
 	url := fs.String("url", "", "public HTTPS address of this server; QR codes and certificates point to it")
 	out := fs.String("out", "", "export: file; default: standard output")
 	cert := fs.String("cert", "", "import: PEM file with the authority's certificate, and those above it")
@@ -50,10 +54,7 @@ func runCA(_ context.Context, e *env, args []string) error {
 		return err
 	}
 	caDir := filepath.Join(cfg.Data, "ca")
-	info := device.Info{Name: *name, URL: *url}
-	if *host != "" {
-		info.Hosts = strings.Split(*host, ",")
-	}
+	info := device.Info{Name: *name, URL: *url, Hosts: hosts}
 	if verb == "init" {
 		a, err := device.InitAuthority(caDir, info, time.Now())
 		if err != nil {

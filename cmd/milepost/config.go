@@ -18,6 +18,7 @@ import (
 	"github.com/milepost/milepost/process/lambda"
 	"github.com/milepost/milepost/process/rule"
 	"github.com/milepost/milepost/process/window"
+	"github.com/milepost/milepost/process/window/lane"
 	"github.com/milepost/milepost/query/continuous"
 	"github.com/milepost/milepost/telemetry"
 )
@@ -352,7 +353,16 @@ func (c *Config) Validate() error {
 	if _, err := c.queries(); err != nil {
 		errs = append(errs, err)
 	}
-	if _, err := c.windowDefs(); err != nil {
+	if defs, err := c.windowDefs(); err != nil {
+		errs = append(errs, err)
+	} else {
+		for _, name := range slices.Sorted(maps.Keys(defs)) {
+			if err := lane.Check(name, defs[name], c.catalog()); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	if err := c.Devices.check(); err != nil {
 		errs = append(errs, err)
 	}
 	check(c.Lambda.Concurrency >= 1, "lambda.concurrency is %d: write at least 1", c.Lambda.Concurrency)

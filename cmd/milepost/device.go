@@ -424,7 +424,10 @@ func (c *deviceCall) createToken(ctx context.Context, id string) error {
 	fmt.Fprintf(w, "token %s\n", out.Secret)
 	whom := "device " + out.Token.Device
 	if out.Token.Device == "" {
-		whom = fmt.Sprintf("%s whose id begins with %q", plural(out.Token.Uses, "new device"), out.Token.Prefix)
+		whom = plural(out.Token.Uses, "new device") + " of any id"
+		if out.Token.Prefix != "" {
+			whom = fmt.Sprintf("%s whose id begins with %q", plural(out.Token.Uses, "new device"), out.Token.Prefix)
+		}
 	}
 	fmt.Fprintf(w, "for %s, until %s; id %s. It is not shown again.\n", whom, moment(out.Token.Expires), out.Token.ID)
 	if c.public != "" {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -43,6 +44,21 @@ type JustInTimeConfig struct {
 type JustInTimeAuthority struct {
 	Prefix string `yaml:"prefix" doc:"ids must begin with it"`
 	Policy string `yaml:"policy" doc:"their policy; empty: own"`
+}
+
+// check tells what is wrong with what devices are.
+func (c *DevicesConfig) check() error {
+	var errs []error
+	if _, err := device.NewPolicies(c.Policies); err != nil {
+		errs = append(errs, fmt.Errorf("devices.policies: %w", err))
+	}
+	if id := c.JustInTime.ID; !slices.Contains([]string{"cn", "dns", "uri", "serial"}, id) {
+		errs = append(errs, fmt.Errorf("devices.just_in_time.id is %q: write cn, dns, uri or serial", id))
+	}
+	if c.Valid < conf.Duration(time.Hour) {
+		errs = append(errs, fmt.Errorf("devices.valid is %s: write at least 1h", c.Valid))
+	}
+	return errors.Join(errs...)
 }
 
 // room returns the room's configuration, without what a running server adds.

@@ -37,7 +37,9 @@ func (l letterRef) String() string { return string(l.shard) + "." + string(l.pos
 func (b *letterBox) follow(ctx context.Context) {
 	shards, err := b.log.Shards(ctx)
 	if err != nil {
-		b.logger.WarnContext(ctx, "list dead letters", "error", err)
+		if ctx.Err() == nil { // not when a start was given up
+			b.logger.WarnContext(ctx, "list dead letters", "error", err)
+		}
 		return
 	}
 	var wg sync.WaitGroup

@@ -131,6 +131,7 @@ func runCheck(_ context.Context, e *env, args []string) error {
 	for _, sev := range []string{rule.Info, rule.Warning, rule.Critical} {
 		row("alerts "+sev, "to %s", orNone(strings.Join(cfg.Alerts.Route(sev), ", ")))
 	}
+	cfg.plan(row)
 	if err := t.Flush(); err != nil {
 		return err
 	}

@@ -186,7 +186,7 @@ func (f OwnTracks) open(vehicle, data string) ([]byte, error) {
 		pass = f.Key(vehicle)
 	}
 	if pass == "" {
-		return nil, fmt.Errorf("the payload is encrypted and there is no key for %s: add one under formats.owntracks.keys, or switch encryption off in the app", clip(vehicle))
+		return nil, fmt.Errorf("the payload is encrypted and there is no key for %s: add one under formats.owntracks_keys, or switch encryption off in the app", clip(vehicle))
 	}
 	box, err := base64.StdEncoding.DecodeString(data)
 	if err != nil || len(box) < 24+secretbox.Overhead {
@@ -198,7 +198,7 @@ func (f OwnTracks) open(vehicle, data string) ([]byte, error) {
 	copy(nonce[:], box)
 	plain, ok := secretbox.Open(nil, box[24:], &nonce, &key)
 	if !ok {
-		return nil, fmt.Errorf("encrypted payload does not open with the key of %s: compare the app's encryption key with formats.owntracks.keys", clip(vehicle))
+		return nil, fmt.Errorf("encrypted payload does not open with the key of %s: compare the app's encryption key with formats.owntracks_keys", clip(vehicle))
 	}
 	return plain, nil
 }

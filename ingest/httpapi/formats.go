@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -38,6 +39,11 @@ func (h *Handler) Foreign(mux *http.ServeMux, formats *format.Set) error {
 			mux.HandleFunc("/ping", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 		}
 	}
+	known := slices.DeleteFunc(slices.Clone(formats.Names()), func(name string) bool { return name == "sparkplug" })
+	mux.HandleFunc("/in/", func(w http.ResponseWriter, r *http.Request) {
+		name, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/in/"), "/")
+		(&problem{status: http.StatusNotFound, detail: fmt.Sprintf("there is no format %.50q here: send to /in/ and one of %s", name, strings.Join(known, ", "))}).write(w)
+	})
 	return nil
 }
 

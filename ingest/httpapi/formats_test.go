@@ -74,6 +74,17 @@ func TestForeignStored(t *testing.T) {
 	}
 }
 
+// A format that is not there is named, with those that are.
+func TestForeignUnknown(t *testing.T) {
+	w := newWorld(t, ingest.Limits{}, httpapi.Config{})
+	for _, path := range []string{"/in/nosuch", "/in/nosuch/truck-7", "/in/sparkplug", "/in/"} {
+		a := w.raw(t, "POST", path, nil, strings.NewReader("{}"))
+		if a.status != 404 || !strings.Contains(a.body, "send to /in/ and one of gtfs-rt, influx, osmand") {
+			t.Errorf("%s: %d %s", path, a.status, a.body)
+		}
+	}
+}
+
 // An app is not told of data that it can only send again; a server is.
 func TestForeignRefused(t *testing.T) {
 	w := newWorld(t, ingest.Limits{}, httpapi.Config{})

@@ -203,7 +203,13 @@ func fill(n *yaml.Node, v reflect.Value, path string, errs []error) []error {
 			return fail("%s is a section: write 'name:' and its keys below", path)
 		}
 		m := reflect.MakeMap(v.Type())
+		seen := map[string]int{}
 		for i := 0; i+1 < len(n.Content); i += 2 {
+			if key := n.Content[i]; seen[key.Value] > 0 {
+				errs = append(errs, givenTwice(key, path, seen[key.Value]))
+				continue
+			}
+			seen[n.Content[i].Value] = n.Content[i].Line
 			e := reflect.New(v.Type().Elem()).Elem()
 			if isSection(e.Type()) {
 				if err := setDefaults(e); err != nil {
@@ -229,12 +235,16 @@ func fill(n *yaml.Node, v reflect.Value, path string, errs []error) []error {
 	return errs
 }
 
+func givenTwice(key *yaml.Node, path string, first int) error {
+	return fmt.Errorf("line %d: %s is given twice (first in line %d)", key.Line, join(path, key.Value), first)
+}
+
 func fillStruct(n *yaml.Node, v reflect.Value, path string, errs []error) []error {
 	seen := map[string]int{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key := n.Content[i]
 		if line, twice := seen[key.Value]; twice {
-			errs = append(errs, fmt.Errorf("line %d: %s is given twice (first in line %d)", key.Line, join(path, key.Value), line))
+			errs = append(errs, givenTwice(key, path, line))
 			continue
 		}
 		seen[key.Value] = key.Line

@@ -89,6 +89,7 @@ func TestLoadMistakes(t *testing.T) {
 	f("wait: soon\n", "line 1", "no duration", "24h")
 	f("http:\n  max_size: -1\n", "line 2", "no size")
 	f("n: seven\n", "line 1: n", "whole number")
+	f("named:\n  x: {listen: a}\n  x: {listen: b}\n", "line 3: named.x is given twice (first in line 2)")
 	f("n: 1\nn: 2\n", "line 2: n is given twice (first in line 1)")
 	f("a b: [", "not YAML")
 	f("htpp: 1\nwiat: 2\n", "http?", "wait?") // every mistake, not just the first

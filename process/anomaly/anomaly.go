@@ -265,9 +265,9 @@ func (p *Plan) use(cat *telemetry.Catalog, name string) (int, error) {
 			return i, nil
 		}
 	}
-	id, ok := cat.Intern(name)
+	id, ok := cat.Lookup([]byte(name)) // a misspelt one would never be heard of
 	if !ok {
-		return 0, fmt.Errorf("signal %q: not a name for a signal", name)
+		return 0, fmt.Errorf("no signal is called %q: declare it under signals", name)
 	}
 	p.names, p.signals, p.units = append(p.names, name), append(p.signals, id), append(p.units, cat.Def(id).Unit)
 	return len(p.names) - 1, nil

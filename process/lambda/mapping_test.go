@@ -378,3 +378,16 @@ func TestParallelLanesKeepKeys(t *testing.T) {
 		t.Errorf("%d records, want 200", n)
 	}
 }
+
+// TestOutOfReach: a URL that nobody answers is no "No records processed", and costs no retry.
+func TestOutOfReach(t *testing.T) {
+	srv := httptest.NewServer(http.NotFoundHandler())
+	url := srv.URL
+	srv.Close()
+	b := newBench(t, Functions{"f": {URL: url, Timeout: time.Second, Concurrency: 1, On: []MappingConfig{on("vehicles", func(m *MappingConfig) { m.MaxRetries = 0 })}}})
+	b.put("vehicles", "k=1")
+	b.wait("the problem", func() bool {
+		m := b.reg.List(t.Context())[0].Mappings[0]
+		return m.LastResult == resultFailed && strings.Contains(m.LastError, "unreachable") && m.Total.DeadLetters == 0
+	})
+}

@@ -111,6 +111,9 @@ func (h *running) Handle(ctx context.Context, in *process.Invocation) (process.R
 	id := requestID(in.ID)
 	resp, err := h.fn.invoke(ctx, &runtime.Request{ID: id, Payload: e.doc})
 	if err != nil {
+		if ctx.Err() == nil { // throttled, or out of reach; not stopped
+			h.note(resultFailed)
+		}
 		return process.Result{}, err
 	}
 	if resp.FunctionError != "" {

@@ -109,8 +109,26 @@ func New(cfg Config) (*Windows, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	w := &Windows{cfg: cfg, idle: -1}
+	if err := w.bindAll(); err != nil {
+		return nil, err
+	}
+	if cfg.Stream == window.Readings {
+		w.dedups = true
+	} else if w.unique != "" {
+		w.dedups = true
+	}
+	return w, w.register()
+}
+
+// Check tells what New would refuse of a stream's windows, without the stream.
+func Check(name string, windows []*window.Def, cat *telemetry.Catalog) error {
+	w := &Windows{cfg: Config{Stream: name, Windows: windows, Catalog: cat, Output: func(string, string, []stream.Record) state.Effect { return state.Effect{} }}}
+	return w.bindAll()
+}
+
+func (w *Windows) bindAll() error {
 	var errs []error
-	for i, d := range cfg.Windows {
+	for i, d := range w.cfg.Windows {
 		b, err := w.bind(d, i)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("window %s: %w", d.Spec.Name, err))
@@ -124,15 +142,7 @@ func New(cfg Config) (*Windows, error) {
 		w.horizon = max(w.horizon, d.Horizon())
 		w.idle = max(w.idle, d.Idle())
 	}
-	if cfg.Stream == window.Readings {
-		w.dedups = true
-	} else if w.unique != "" {
-		w.dedups = true
-	}
-	if err := errors.Join(errs...); err != nil {
-		return nil, err
-	}
-	return w, w.register()
+	return errors.Join(errs...)
 }
 
 func (w *Windows) bind(d *window.Def, index int) (*bound, error) {
