@@ -201,7 +201,7 @@ func TestOverflowSpillResumes(t *testing.T) {
 	keys := [2]string{}
 	for i := 0; keys[0] == "" || keys[1] == ""; i++ {
 		h := fnv.New64a()
-		_, _ = fmt.Fprintf(h, "key-%d", i)
+		_, _ = fmt.Fprintf(h, "key-%d", i) // never fails
 		keys[h.Sum64()%2] = fmt.Sprintf("key-%d", i)
 	}
 	var mu sync.Mutex

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -307,9 +308,19 @@ func (s *shardRun) run() {
 	}
 	if had != o.Lanes {
 		// Finish with the old lanes up to the furthest of them: from there on any number of lanes is right.
+		// A batch that is noted is finished too, or it would come again in other parts, under other names.
 		end := at[0]
-		for _, p := range at {
-			end = max(end, p)
+		if !f.r.retry(o, note, func(ctx context.Context) error {
+			for n, p := range at {
+				noted, err := f.noted(ctx, s.info.ID, n, p)
+				if err != nil {
+					return err
+				}
+				end = max(end, p, noted)
+			}
+			return nil
+		}) {
+			return
 		}
 		if end != "" && !s.runLanes(had, at, end) { // "" would mean the shard's end; and they have done nothing
 			return
@@ -334,6 +345,18 @@ func (s *shardRun) run() {
 			s.spill.poke() // nothing more will be put off
 		}
 	}
+}
+
+// noted returns where the batch ends that a lane had begun at its checkpoint; "": none.
+func (f *function) noted(ctx context.Context, id stream.ShardID, lane int, at stream.Position) (stream.Position, error) {
+	if !f.opts.StableBatches {
+		return "", nil
+	}
+	v, err := f.read(ctx, f.keeper().shardKey(id, "batch", lane))
+	if from, to, ok := strings.Cut(v, "\x00"); ok && stream.Position(from) == at {
+		return stream.Position(to), err
+	}
+	return "", err
 }
 
 // layout returns the number of lanes that the shard was last processed with, and their checkpoints.

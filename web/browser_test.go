@@ -376,6 +376,7 @@ func TestBrowserPMTiles(t *testing.T) {
 			ranges.Add(1)
 		}
 		w.Header().Set("Access-Control-Allow-Origin", "*")
+		w.Header().Set("Cache-Control", "no-store") // or the browser cuts the second answer out of the first
 		http.ServeContent(w, r, "tiles.pmtiles", testTime, bytes.NewReader(archive))
 	}))
 	defer other.Close()

@@ -222,8 +222,16 @@ func (s *server) registerDownlink(mux *http.ServeMux) {
 	if s.desk == nil {
 		return
 	}
-	command.NewHandler(s.desk, s.cfg.HTTP.Token).Register(mux)
-	shadow.NewHandler(s.shadows, s.cfg.HTTP.Token).Register(mux)
+	// Another site's page could otherwise command vehicles through the browser of somebody who may.
+	own := http.NewServeMux()
+	command.NewHandler(s.desk, s.cfg.HTTP.Token).Register(own)
+	shadow.NewHandler(s.shadows, s.cfg.HTTP.Token).Register(own)
+	guarded := http.NewCrossOriginProtection().Handler(own)
+	for _, path := range []string{
+		"/v1/vehicles/{id}/commands", "/v1/vehicles/{id}/commands/{command}", "/things/{thing}/shadow", "/api/things/shadow/ListNamedShadowsForThing/{thing}",
+	} {
+		mux.Handle(path, guarded)
+	}
 }
 
 // closeMQTT lets the door finish first, then what works behind it.

@@ -127,7 +127,6 @@ func runCheck(_ context.Context, e *env, args []string) error {
 		}
 		row("rule "+s.Name, "%s: %s", cmp.Or(s.Severity, rule.Warning), state)
 	}
-	cfg.checkRows(row)
 	for _, sev := range []string{rule.Info, rule.Warning, rule.Critical} {
 		row("alerts "+sev, "to %s", orNone(strings.Join(cfg.Alerts.Route(sev), ", ")))
 	}
@@ -143,43 +142,6 @@ func runCheck(_ context.Context, e *env, args []string) error {
 		fmt.Fprintf(e.stdout, "\n%s", text)
 	}
 	return nil
-}
-
-// checkRows prints what runs beside the fleet's own function.
-func (c *Config) checkRows(row func(k, format string, args ...any)) {
-	for _, d := range c.Anomaly.detectors() {
-		row("detector "+d.Name, "%s: %s", cmp.Or(d.Severity, rule.Warning), d.Kind)
-	}
-	for _, e := range c.Anomaly.Endpoints {
-		row("model "+e.Name, "%s, scores to %s", e.URL, orNone(e.Output))
-	}
-	defs, _ := c.windowDefs() // loading has checked it
-	for _, stream := range slices.Sorted(maps.Keys(defs)) {
-		for _, d := range defs[stream] {
-			row("window "+d.Spec.Name, "%s of %s by %s, to %s", d.Spec.Type, stream, d.Spec.Key, cmp.Or(d.Spec.Output, "SQL"))
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(c.Queries)) {
-		row("query "+name, "every %s, to %s", conf.Duration(c.Queries[name].Every), c.Queries[name].Output)
-	}
-	for _, name := range slices.Sorted(maps.Keys(c.Functions)) {
-		f := c.Functions[name]
-		row("function "+name, "%s", cmp.Or(f.URL, strings.Join(f.Command, " "), strings.TrimSpace(f.Runtime+" "+f.Handler)))
-		for i := range f.On {
-			m := &f.On[i]
-			state := ""
-			if !m.Enabled {
-				state = " (disabled)"
-			}
-			row("  on "+m.Stream, "from %s, batches of %d, output to %s%s", m.Start, m.BatchSize, orNone(m.Output), state)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(c.Feeds)) {
-		row("feed "+name, "%s every %s", c.Feeds[name].Format, c.Feeds[name].Every)
-	}
-	for _, name := range slices.Sorted(maps.Keys(c.Bridges)) {
-		row("bridge "+name, "%s", c.Bridges[name].URL)
-	}
 }
 
 func orNone(s string) string {
