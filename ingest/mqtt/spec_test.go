@@ -409,7 +409,7 @@ func TestSpecForwarding(t *testing.T) {
 	sub.ping()
 }
 
-// What waits for a session that is away comes when it is back (4.1.0-1, 4.4.0-1), also through a restart of the door.
+// What waits for a session that is away comes when it is back (4.1.0-1, 4.4.0-1); through restarts: the tests of broker.
 func TestSpecSessionsKeepMessages(t *testing.T) {
 	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
 	stay := func(c *packet.Connect) { c.Clean = false }
