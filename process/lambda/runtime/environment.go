@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -85,9 +86,26 @@ func (p *program) arguments(dir string) []string {
 	return p.args
 }
 
+const dirPrefix = "milepost-runtime-" // the process id and a random number follow
+
+// sweepDirs removes the directories of servers that were killed: those of processes that are no more.
+func sweepDirs() {
+	old, err := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*-*"))
+	if err != nil {
+		return // it is a courtesy
+	}
+	for _, dir := range old {
+		owner, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), dirPrefix), "-")
+		if pid, err := strconv.Atoi(owner); err == nil && pid != os.Getpid() && ended(pid) {
+			_ = os.RemoveAll(dir)
+		}
+	}
+}
+
 // runtimeDir makes the LAMBDA_RUNTIME_DIR, with the bootstrap if there is one.
 func (p *program) runtimeDir() (string, error) {
-	dir, err := os.MkdirTemp("", "milepost-runtime-")
+	sweepDirs()
+	dir, err := os.MkdirTemp("", dirPrefix+strconv.Itoa(os.Getpid())+"-")
 	if err != nil {
 		return "", fmt.Errorf("make a directory for the function's bootstrap: %w", err)
 	}

@@ -71,3 +71,6 @@ func signalGroup(pid int, kill bool) {
 	}
 	_ = syscall.Kill(-pid, s) // gone already: as well
 }
+
+// ended tells whether there is no process of that id.
+func ended(pid int) bool { return syscall.Kill(pid, 0) == syscall.ESRCH }

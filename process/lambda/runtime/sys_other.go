@@ -14,6 +14,7 @@ func own() *syscall.SysProcAttr { return nil }
 func awaitExit(int)             {}
 func peakMemory(int) int64      { return 0 }
 func signalGroup(int, bool)     {}
+func ended(int) bool            { return false }
 func pump(*os.File, *capture)   {}
 
 func outputPipe() (r, w *os.File, err error) {
