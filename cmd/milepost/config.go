@@ -117,6 +117,7 @@ type LimitsConfig struct {
 	Body     conf.Bytes `yaml:"body" default:"10MiB" doc:"one HTTP body, unpacked"`
 	Rate     float64    `yaml:"rate_per_device" default:"200" doc:"readings a second of one vehicle, lasting; 0: no limit"`
 	Burst    int        `yaml:"burst_per_device" default:"20000" doc:"readings at once of one vehicle: a backlog after a tunnel is let in"`
+	Bytes    conf.Bytes `yaml:"bytes_per_device" default:"0" doc:"bytes of readings a second of one vehicle, lasting, and a minute's worth at once; 0: no limit"`
 	InFlight conf.Bytes `yaml:"in_flight" default:"64MiB" doc:"bytes being stored at one time, all doors together"`
 }
 
@@ -306,6 +307,7 @@ func (c *Config) Validate() error {
 	}{
 		{"mqtt.max_connections", float64(c.MQTT.MaxConnections)},
 		{"limits.rate_per_device", c.Limits.Rate},
+		{"limits.bytes_per_device", float64(c.Limits.Bytes)},
 		{"limits.burst_per_device", float64(c.Limits.Burst)},
 		{"archive.retention", time.Duration(c.Archive.Retention).Seconds()},
 		{"sql.threads", float64(c.SQL.Threads)},

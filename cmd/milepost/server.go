@@ -376,7 +376,7 @@ func (s *server) openAdmit(context.Context, vfs.FS) error {
 	s.admit, err = ingest.New(ingest.Config{
 		Log: s.readings, DeadLetters: s.dead, Catalog: s.catalog, Logger: s.log, Metrics: s.reg,
 		Limits: ingest.Limits{
-			MaxMessage: int(l.Message), MaxBody: int(l.Body), RatePerDevice: l.Rate, BurstPerDevice: float64(l.Burst), InFlightBytes: int64(l.InFlight),
+			MaxMessage: int(l.Message), MaxBody: int(l.Body), RatePerDevice: l.Rate, BurstPerDevice: float64(l.Burst), BytesPerDevice: float64(l.Bytes), InFlightBytes: int64(l.InFlight),
 		},
 	})
 	return err
