@@ -122,7 +122,13 @@ func (b *Browser) Complaints() []string {
 // Do performs actions, or ends the test with what the page complained of.
 func (b *Browser) Do(t testing.TB, steps ...chromedp.Action[chromedp.Void]) {
 	t.Helper()
-	if err := chromedp.Do(b.Ctx, steps...); err != nil {
+	err := chromedp.Do(b.Ctx, steps...)
+	// A page that is drawn again just then takes the node away between finding and clicking it.
+	for n := 0; n < 20 && len(steps) == 1 && err != nil && strings.Contains(err.Error(), "Could not find node"); n++ {
+		time.Sleep(50 * time.Millisecond)
+		err = chromedp.Do(b.Ctx, steps...)
+	}
+	if err != nil {
 		t.Fatalf("browser: %v\npage said: %s", err, strings.Join(b.Complaints(), "\n"))
 	}
 }
