@@ -386,7 +386,7 @@ func (p *Pipeline) answer() {
 }
 
 // outcome tells what became of a span.
-func (r *round) outcome(s *span, late int) (error, []Late, int) { //nolint:revive,staticcheck // the error is a value here
+func (r *round) outcome(s *span, late int) (error, []Late, int) { //nolint:staticcheck // the error is a value here
 	var found []Late
 	for ; late < len(r.late) && r.late[late].rec < s.rec+s.recs; late++ {
 		l := r.late[late]
