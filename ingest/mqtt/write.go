@@ -46,6 +46,9 @@ func (c *conn) flush() {
 		return
 	}
 	c.writing = true
+	// Before mu is released: as long as the connection has not ended its reader is counted too. Afterwards the reader may have left
+	// while this wrote, and Close may have stopped waiting.
+	c.server.conns.Add(1)
 	if c.raw != nil && !c.woken && !c.ended {
 		b := c.out
 		c.nowBuf, c.nowN, c.nowErr, c.out = b, 0, nil, nil
@@ -63,13 +66,13 @@ func (c *conn) flush() {
 			if !c.woken && !c.ended {
 				c.writing = false
 				c.mu.Unlock()
+				c.server.conns.Done()
 				return
 			}
 		case n < len(b):
 			c.out = append(b[n:len(b):len(b)], c.out...) // an error shows again
 		}
 	}
-	c.server.conns.Add(1)
 	c.mu.Unlock()
 	go c.pump()
 }
