@@ -19,11 +19,18 @@ import (
 type peer struct {
 	*device
 	version byte
+	early   []frame // messages that came before a SUBACK
+}
+
+// A frame is a packet as it came.
+type frame struct {
+	first byte
+	body  []byte
 }
 
 func (w *world) peer(version byte) *peer {
 	w.t.Helper()
-	return &peer{dial(w.t, w.server.Addr()), version}
+	return &peer{device: dial(w.t, w.server.Addr()), version: version}
 }
 
 // hello connects and returns the CONNACK.
@@ -87,6 +94,10 @@ func (p *peer) subscribe(id uint16, filters ...packet.Filter) []byte {
 	s := packet.Subscribe{ID: id, Filters: filters}
 	p.send(s.Append(nil, packet.SUBSCRIBE, p.version))
 	first, body := p.read()
+	for packet.Type(first>>4) == packet.PUBLISH { // 3.8.4: what matches may come before the SUBACK
+		p.early = append(p.early, frame{first, body})
+		first, body = p.read()
+	}
 	var a packet.Suback
 	if packet.Type(first>>4) != packet.SUBACK || a.Decode(packet.SUBACK, first&15, body, p.version) != nil || a.ID != id {
 		p.t.Fatalf("want SUBACK of %d, got %x %x", id, first, body)
@@ -96,7 +107,13 @@ func (p *peer) subscribe(id uint16, filters ...packet.Filter) []byte {
 
 func (p *peer) message() packet.Publish {
 	p.t.Helper()
-	first, body := p.read()
+	var first byte
+	var body []byte
+	if len(p.early) > 0 {
+		first, body, p.early = p.early[0].first, p.early[0].body, p.early[1:]
+	} else {
+		first, body = p.read()
+	}
 	var m packet.Publish
 	if packet.Type(first>>4) != packet.PUBLISH {
 		p.t.Fatalf("want PUBLISH, got %x %x", first, body)

@@ -328,7 +328,7 @@ func TestAcknowledgedSurvivesACrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer server.Close(t.Context())
-	p := &peer{dial(t, server.Addr()), packet.V5}
+	p := &peer{device: dial(t, server.Addr()), version: packet.V5}
 	p.hello("d")
 	var all []byte
 	const n = 500
