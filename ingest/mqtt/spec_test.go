@@ -519,7 +519,7 @@ func TestWebSocket(t *testing.T) {
 	}
 	d, _ = open("mqtt")
 	d.send(frame(1, "text")) // 6.0.0-1
-	d.send(frame(1, "text"))
+	_, _ = d.conn.Write(frame(1, "text"))
 	if b, err := d.in.Peek(4); err == nil && (b[0] != 0x88 || b[2] != 3 || b[3] != 0xeb) {
 		t.Errorf("want close 1003, got %x", b)
 	}
