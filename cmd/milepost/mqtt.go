@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/milepost/milepost/device"
@@ -51,24 +52,42 @@ func topics(own []string, foreign map[string]string, formats *format.Set, admit 
 		if err != nil {
 			return nil, fmt.Errorf("formats.%s: %w", t, err)
 		}
-		out = append(out, mqtt.Topic{Pattern: t, Convert: func(dst []byte, topic, device string, data []byte) ([]byte, []ingest.Unread, error) {
-			o := format.NewOutput(admit.Catalog())
-			o.Lines = dst
-			// The topic is a view of the connection's buffer, and converters keep names.
-			if err := c.Convert(&format.Input{Topic: strings.Clone(topic), Device: strings.Clone(device), Data: data, Now: time.Now()}, o); err != nil {
-				return dst, nil, err
-			}
-			for _, m := range o.Send {
-				send(m)
-			}
-			var unread []ingest.Unread
-			for _, b := range o.Bad {
-				unread = append(unread, ingest.Unread{Line: b.Element, Data: b.Data, Reason: b.Reason})
-			}
-			return o.Lines, unread, nil
-		}})
+		out = append(out, mqtt.Topic{Pattern: t, Convert: converting(c, admit, send)})
 	}
 	return out, nil
+}
+
+// converting reads messages with c.
+func converting(
+	c format.Converter, admit *ingest.Admitter, send func(format.Message),
+) func(dst []byte, topic, device string, data []byte) ([]byte, []ingest.Unread, error) {
+	outputs := sync.Pool{New: func() any { return format.NewOutput(admit.Catalog()) }}
+	return func(dst []byte, topic, device string, data []byte) ([]byte, []ingest.Unread, error) {
+		o := outputs.Get().(*format.Output) //nolint:forcetypeassert // nothing else is in it
+		defer outputs.Put(o)
+		o.Reset()
+		o.Lines = dst
+		// The topic is a view of the connection's buffer, and converters keep names.
+		if err := c.Convert(&format.Input{Topic: strings.Clone(topic), Device: strings.Clone(device), Data: data, Now: time.Now()}, o); err != nil {
+			o.Lines = nil
+			return dst, nil, err
+		}
+		if o.Undo != nil {
+			// Whether this is stored is known only when it is gathered with what others sent. If it is not, it comes again, and must not
+			// be taken for what was seen already.
+			o.Undo()
+		}
+		for _, m := range o.Send {
+			send(m)
+		}
+		var unread []ingest.Unread
+		for _, b := range o.Bad {
+			unread = append(unread, ingest.Unread{Line: b.Element, Data: b.Data, Reason: b.Reason})
+		}
+		lines := o.Lines
+		o.Lines = nil // they are the caller's
+		return lines, unread, nil
+	}
 }
 
 // openMQTT opens the device door, with what goes the other way: commands, and shadows.

@@ -191,13 +191,26 @@ func (f *fetcher) fetch(ctx context.Context) (outcome string, err error) {
 	}
 	if len(p.Data) > 0 || len(p.Unread) > 0 {
 		f.door.Admit(context.WithoutCancel(ctx), p, &f.receipt)
-		if f.receipt.Failed > 0 {
+		if err := notTaken(&f.receipt); err != nil {
 			if f.out.Undo != nil {
 				f.out.Undo()
 			}
-			return "error", fmt.Errorf("%d readings were not stored: %w", f.receipt.Failed, f.receipt.Err)
+			return "error", err
 		}
 	}
 	f.etag, f.modified = resp.Header.Get("ETag"), resp.Header.Get("Last-Modified")
 	return "ok", nil
+}
+
+// notTaken tells why the same feed has to be fetched again; nil: it has not.
+func notTaken(r *ingest.Receipt) error {
+	switch {
+	case r.Failed > 0:
+		return fmt.Errorf("%d readings were not stored: %w", r.Failed, r.Err)
+	case r.DeadLetterErr != nil:
+		return fmt.Errorf("what could not be read was not kept: %w", r.DeadLetterErr)
+	case r.Throttled > 0:
+		return fmt.Errorf("%d readings were over their vehicle's rate: fetch less often, or raise limits.rate_per_device", r.Throttled)
+	}
+	return nil
 }

@@ -122,6 +122,44 @@ func TestFeed(t *testing.T) {
 	})
 }
 
+// A feed of which something could be neither stored nor kept as a dead letter is fetched again.
+func TestFeedDeadLetterNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var turn atomic.Int32
+		var log, dead memlog.Log
+		time.Sleep(time.Until(time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)))
+		stamp := time.Now().Unix()
+		server := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if tag := r.Header.Get("If-None-Match"); turn.Load() < 2 && tag != "" {
+				t.Errorf("turn %d: If-None-Match %s", turn.Load(), tag)
+			}
+			dead.Fail(nil, 0)
+			if turn.Add(1) == 1 {
+				dead.Fail(stream.ErrFull, 0)
+			}
+			w.Header().Set("ETag", `"a"`)
+			_, _ = w.Write(positions(t, stamp, "1", "a\nb"))
+		})
+		admit, err := ingest.New(ingest.Config{Log: &log, DeadLetters: &dead, Catalog: telemetry.NewCatalog()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := New(Config{Admit: admit, Client: &http.Client{Transport: transport{server}}, Sources: []Source{
+			{Name: "bus", URL: "http://feed.example/", Every: 10 * time.Second, Format: &format.GTFSRealtime{}},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go p.Run(t.Context()) // ends with the test
+		time.Sleep(25 * time.Second)
+		synctest.Wait()
+		// What was stored at the first turn is stored again at the second, and at the third all has been seen.
+		if len(log.Records()) != 2 || len(dead.Records()) != 1 || turn.Load() != 3 {
+			t.Errorf("%d readings, %d dead letters after %d turns: want 2, 1, 3", len(log.Records()), len(dead.Records()), turn.Load())
+		}
+	})
+}
+
 func TestNew(t *testing.T) {
 	for want, s := range map[string]Source{
 		"write http": {URL: "ftp://x", Format: format.VSS{}},

@@ -107,7 +107,7 @@ func (f *foreign) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if len(payload.Data) > 0 || len(payload.Unread) > 0 {
 		f.door.Admit(ctx, payload, &receipt)
 	}
-	if receipt.Failed+receipt.Throttled > 0 && out.Undo != nil {
+	if (receipt.Failed+receipt.Throttled > 0 || receipt.DeadLetterErr != nil) && out.Undo != nil {
 		out.Undo()
 	}
 	switch {
