@@ -96,6 +96,7 @@ const (
 	maxRetries     = 10_000
 	minAge, maxAge = 60, 604_800
 	maxTumbling    = 900
+	maxDestination = 350
 	maxPayload     = 6 << 20 // of a synchronous invocation's request and answer
 	maxAsync       = 256 << 10
 )
