@@ -1,6 +1,7 @@
 #!/bin/bash
 # Real clients against the real program. Of Kinesis: boto3, the aws CLI, the JavaScript SDK, the Kinesis Client Library 3 and the Kinesis
 # Producer Library on Java (with DynamoDB Local for the leases), and Telegraf; each puts, reads and reshards. Of Lambda: the aws CLI.
+# Every answer of both, raw, against AWS' service models as botocore brings them: shapes.
 # Of the device door: Eclipse Paho, the AWS IoT Device SDK, the mosquitto clients, and Telegraf over MQTT and HTTP.
 #
 # It builds and starts milepost on free loopback ports with a directory and a certificate of its own, and stops it at the end. What a
