@@ -100,7 +100,7 @@ func (t *sqlText) place(filled, msg string) string {
 		// The caret stands below an excerpt of the line, which "..." may have cut on either side.
 		caret := len(m[4]) - len("LINE : ") - len(m[2])
 		excerpt := strings.TrimSuffix(m[3], "...")
-		if cut := strings.TrimPrefix(excerpt, "..."); cut != excerpt {
+		if cut, ok := strings.CutPrefix(excerpt, "..."); ok {
 			excerpt, caret = cut, caret-len("...")
 		}
 		lines := strings.Split(describe+filled, "\n")
