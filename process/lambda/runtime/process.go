@@ -128,7 +128,7 @@ func (p *process) run() {
 	defer goruntime.UnlockOSThread()
 	began := time.Now()
 	stream := logStream(began)
-	p.out = &capture{function: p.pool.cfg.Name, log: p.pool.log, ring: &p.pool.ring}
+	p.out = &capture{to: p.pool.lines, ring: &p.pool.ring}
 	p.exited(p.live(began, stream))
 }
 
