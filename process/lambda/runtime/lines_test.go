@@ -42,7 +42,7 @@ func counted(t *testing.T, reg prometheus.Gatherer, name string) float64 {
 func TestLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b bytes.Buffer
-		dropped, reg := prometheus.NewCounter(prometheus.CounterOpts{Name: "x"}), prometheus.NewRegistry()
+		dropped, reg := prometheus.NewCounter(prometheus.CounterOpts{Name: "x_total"}), prometheus.NewRegistry()
 		reg.MustRegister(dropped)
 		l := newLines(plain(&b), "f", 10, dropped)
 		story := func() []string {
@@ -88,7 +88,7 @@ func TestLines(t *testing.T) {
 		write(51)
 		l.close()
 		check("lines 50", "dropped 1")
-		if got := counted(t, reg, "x"); got != 18 {
+		if got := counted(t, reg, "x_total"); got != 18 {
 			t.Errorf("%v lines are counted, want 18", got)
 		}
 	})
@@ -97,13 +97,11 @@ func TestLines(t *testing.T) {
 // TestLongLine: a long line is cut between letters, and says by how much.
 func TestLongLine(t *testing.T) {
 	var b bytes.Buffer
-	l := newLines(plain(&b), "f", 10, prometheus.NewCounter(prometheus.CounterOpts{Name: "x"}))
+	l := newLines(plain(&b), "f", 10, prometheus.NewCounter(prometheus.CounterOpts{Name: "x_total"}))
 	l.write("id", strings.Repeat("ü", loggedBytes))
 	l.write("id", "a"+strings.Repeat("ü", loggedBytes))
-	want := ""
-	for _, s := range []string{strings.Repeat("ü", loggedBytes/2) + " cut_bytes=4096", "a" + strings.Repeat("ü", loggedBytes/2-1) + " cut_bytes=4098"} {
-		want += `msg="function output" function=f request_id=id line=` + s + "\n"
-	}
+	const head = `msg="function output" function=f request_id=id line=`
+	want := head + strings.Repeat("ü", loggedBytes/2) + " cut_bytes=4096\n" + head + "a" + strings.Repeat("ü", loggedBytes/2-1) + " cut_bytes=4098\n"
 	if d := cmp.Diff(want, b.String()); d != "" {
 		t.Error(d)
 	}

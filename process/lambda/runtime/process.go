@@ -177,6 +177,7 @@ func (p *process) live(began time.Time, stream string) (how error, started bool)
 	p.pid, p.over = 0, true
 	pool.mu.Unlock()
 	err = cmd.Wait()
+	endDescendants(logStreamVariable + "=" + stream) // what has left the group too
 	p.out.read()
 	return err, true
 }
