@@ -42,7 +42,7 @@ func counted(t *testing.T, reg prometheus.Gatherer, name string) float64 {
 func TestLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b bytes.Buffer
-		dropped, reg := prometheus.NewCounter(prometheus.CounterOpts{Name: "x_total"}), prometheus.NewRegistry()
+		dropped, reg := prometheus.NewCounter(prometheus.CounterOpts{Name: "x_total", Help: "Lines."}), prometheus.NewRegistry()
 		reg.MustRegister(dropped)
 		l := newLines(plain(&b), "f", 10, dropped)
 		story := func() []string {
@@ -97,7 +97,7 @@ func TestLines(t *testing.T) {
 // TestLongLine: a long line is cut between letters, and says by how much.
 func TestLongLine(t *testing.T) {
 	var b bytes.Buffer
-	l := newLines(plain(&b), "f", 10, prometheus.NewCounter(prometheus.CounterOpts{Name: "x_total"}))
+	l := newLines(plain(&b), "f", 10, prometheus.NewCounter(prometheus.CounterOpts{Name: "x_total", Help: "Lines."}))
 	l.write("id", strings.Repeat("ü", loggedBytes))
 	l.write("id", "a"+strings.Repeat("ü", loggedBytes))
 	const head = `msg="function output" function=f request_id=id line=`
