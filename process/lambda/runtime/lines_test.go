@@ -3,8 +3,10 @@ package runtime
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,8 +15,29 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
+// A lockedBuffer is read while the teller writes.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+// take returns what was written since it was last called.
+func (l *lockedBuffer) take() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.b.String()
+	l.b.Reset()
+	return s
+}
+
 // plain logs messages and attributes without times.
-func plain(b *bytes.Buffer) *slog.Logger {
+func plain(b io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(b, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey || a.Key == slog.LevelKey {
 			return slog.Attr{}
@@ -41,13 +64,14 @@ func counted(t *testing.T, reg prometheus.Gatherer, name string) float64 {
 // TestLines: a burst goes through, then so many a second; the rest is counted and told once a second, and at the end.
 func TestLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var b bytes.Buffer
+		var b lockedBuffer
 		dropped, reg := prometheus.NewCounter(prometheus.CounterOpts{Name: "x_total", Help: "Lines."}), prometheus.NewRegistry()
 		reg.MustRegister(dropped)
 		l := newLines(plain(&b), "f", 10, dropped)
 		story := func() []string {
+			synctest.Wait() // the teller has written
 			var out []string
-			for line := range strings.Lines(b.String()) {
+			for line := range strings.Lines(b.take()) {
 				if _, n, ok := strings.Cut(line, " lines="); ok {
 					out = append(out, "dropped "+strings.TrimSpace(n))
 				} else if n := len(out); n > 0 && strings.HasPrefix(out[n-1], "line") {
@@ -56,7 +80,6 @@ func TestLines(t *testing.T) {
 					out = append(out, "line")
 				}
 			}
-			b.Reset()
 			for i, s := range out {
 				if n := strings.Count(s, "+"); n > 0 {
 					out[i] = fmt.Sprint("lines ", n+1)
