@@ -70,6 +70,7 @@ var rooms = map[string]string{
 	"sim/sender":             "",
 	"ingest/internal/memlog": "stream",
 	"process/processtest":    "stream",
+	"internal/bearer":        "",
 	"internal/conf":          "",
 	"internal/vfs":           "",
 }
