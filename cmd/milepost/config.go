@@ -392,6 +392,11 @@ func loadConfig(path string) (*Config, error) {
 			return nil, fmt.Errorf("read configuration: %w", err)
 		}
 	}
+	return parseConfig(path, data)
+}
+
+// parseConfig is loadConfig for what the file contains.
+func parseConfig(path string, data []byte) (*Config, error) {
 	c := Config{dir: filepath.Dir(path)}
 	if err := conf.Load(data, &c); err != nil {
 		return nil, fmt.Errorf("%s:\n%w", path, err)
