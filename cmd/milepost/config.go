@@ -15,6 +15,7 @@ import (
 
 	"github.com/milepost/milepost/alert"
 	"github.com/milepost/milepost/internal/conf"
+	"github.com/milepost/milepost/internal/nearest"
 	"github.com/milepost/milepost/process/lambda"
 	"github.com/milepost/milepost/process/rule"
 	"github.com/milepost/milepost/process/window"
@@ -215,7 +216,7 @@ func (c *RulesConfig) specs() ([]rule.Spec, error) {
 	for _, name := range slices.Sorted(maps.Keys(c.Change)) {
 		if !slices.Contains(names, name) {
 			msg := fmt.Sprintf("rules.change.%s: there is no such shipped rule", name)
-			if near := conf.Nearest(name, names); near != "" {
+			if near := nearest.Word(name, names); near != "" {
 				msg += "; did you mean " + near + "?"
 			}
 			return nil, errors.New(msg)

@@ -72,6 +72,7 @@ var rooms = map[string]string{
 	"process/processtest":    "stream",
 	"internal/bearer":        "",
 	"internal/conf":          "",
+	"internal/nearest":       "",
 	"internal/vfs":           "",
 }
 
