@@ -74,6 +74,7 @@ var rooms = map[string]string{
 	"internal/conf":          "",
 	"internal/nearest":       "",
 	"internal/vfs":           "",
+	"internal/webhook":       "",
 }
 
 // heavy dependencies are confined to one room each.
