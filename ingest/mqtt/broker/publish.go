@@ -63,7 +63,7 @@ func (b *Broker) retain(p *publication) bool {
 	}
 	m := p.keep()
 	if !b.journal.full() && b.retained.put(m, b.limits.Retained, b.limits.RetainedBytes, time.Now().Unix(), func() {
-		v := appendMessage(nil, m.topic, m.payload, m.properties, m.deadline, messageFlags(m.qos, true, m), nil)
+		v := appendMessage(nil, m.topic, m.payload, m.properties, m.deadline, messageFlags(m.qos, true, m), nil, "")
 		p.ticket = max(p.ticket, b.journal.set(k, v, m.qos == 0))
 	}) {
 		return true
@@ -134,7 +134,7 @@ func (b *Broker) share(p *publication, t turn, r *Receipt) {
 			if s.c.online() != connected || s.c.full(p.size()) {
 				continue
 			}
-			to := route{qos: min(s.qos, p.QoS), retain: s.asPublished && p.Retain}
+			to := route{qos: min(s.qos, p.QoS), retain: s.asPublished && p.Retain, share: s.filter}
 			if s.id != 0 {
 				to.ids = append(p.scratch.ids[:0], s.id)
 			}

@@ -282,7 +282,7 @@ func (c *client) adopt(e entry) {
 		c.extra++
 		e.seq = extraBit | c.extra
 		m := e.m
-		v := appendMessage(nil, m.topic, m.payload, m.properties, m.deadline, messageFlags(e.qos, true, m), e.ids)
+		v := appendMessage(nil, m.topic, m.payload, m.properties, m.deadline, messageFlags(e.qos, true, m), e.ids, "")
 		c.store(c.keyOf(kindQueue, e.seq), v, e.qos == 1)
 		c.b.queued.Add(int64(e.size))
 	}

@@ -217,6 +217,43 @@ func (n *node) empty() bool {
 	return n.plus == nil && n.hash == nil && n.below.empty() && n.exact.empty()
 }
 
+// members puts the members of a shared subscription into m, as match would. It tells whether there are any.
+func (t *trie) members(share string, m *matches) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	name, filter, _ := CheckFilter(share)
+	n := &t.root
+	for more := true; more; {
+		var level string
+		if level, filter, more = strings.Cut(filter, "/"); level == "#" {
+			return n.hash.members(name, m)
+		}
+		if level == "+" {
+			n = n.plus
+		} else {
+			n = n.below.get([]byte(level))
+		}
+		if n == nil {
+			return false
+		}
+	}
+	return n.exact.members(name, m)
+}
+
+func (e *ending) members(name string, m *matches) bool {
+	if e == nil {
+		return false
+	}
+	for _, g := range e.groups {
+		if g.name == name {
+			m.ring = append(m.ring, g.members...)
+			m.shared = append(m.shared, turn{g, 0, len(m.ring)})
+			return true
+		}
+	}
+	return false
+}
+
 // A matches is what a topic found. It is reused.
 type matches struct {
 	subs   []*sub
