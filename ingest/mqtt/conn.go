@@ -82,6 +82,7 @@ type conn struct {
 	out       []byte // encoded, waiting to be written
 	writing   bool   // somebody owns writing
 	woken     bool   // the session has something
+	unstored  bool   // something of what was submitted could not be stored
 	ended     bool   // no more is read or appended; what is in out is written, then the connection is closed
 	closed    bool   // the net.Conn is closed
 	endCode   byte

@@ -35,11 +35,12 @@ type scratch struct {
 
 // exact is a message of QoS 2 whose PUBREC is due.
 type exact struct {
-	id   uint16
-	dup  bool // only to be acknowledged again
-	code byte
-	text string
-	msg  broker.Message
+	id     uint16
+	dup    bool // only to be acknowledged again
+	code   byte
+	text   string
+	msg    broker.Message
+	ticket broker.Ticket // of a repetition: when the first is durable
 }
 
 var errSaidGoodbye = errors.New("the client said DISCONNECT")

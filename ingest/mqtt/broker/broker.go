@@ -140,7 +140,8 @@ type Message struct {
 	// From is who published, for no local and QoS 2; nil for the server itself.
 	From *Session
 	// PacketID is From's packet identifier of a QoS 2 message that Received said is new. Publish records it on disk together with
-	// what the message puts into queues.
+	// what the message puts into queues. If a later connection of the client has received it meanwhile, Publish does nothing: it is
+	// that one's.
 	PacketID uint16
 }
 

@@ -17,6 +17,7 @@ type client struct {
 	persistent bool   // it outlives its connection, and its queue is on disk
 	several    atomic.Bool
 
+	exact  sync.Mutex // held while a message of QoS 2 of this client is published and noted; taken before mu, and before all other locks
 	mu     sync.Mutex // guards all below
 	ended  bool       // it is nobody's any more
 	stored bool       // something of it is on disk
@@ -51,7 +52,8 @@ type client struct {
 
 	releases deque[release] // PUBRELs to send
 	qos0     deque[entry]
-	inbound  map[uint16]struct{} // identifiers of QoS 2 messages received and not released
+	inbound  map[uint16]*Session // identifiers of QoS 2 messages received and not released; not nil: who received it, and it is not published yet
+	noted    Ticket              // of what the published ones of them put into queues
 }
 
 const extraBit = 1 << 63

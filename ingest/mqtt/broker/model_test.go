@@ -199,7 +199,9 @@ func TestInboundExactlyOnceThroughCrashes(t *testing.T) {
 		id := uint16(1 + i%3)
 		m := broker.Message{Topic: []byte("x"), QoS: 2, Payload: fmt.Appendf(nil, "m%d", i)}
 		for acknowledged := false; !acknowledged; {
-			if !pub.s.Received(id) {
+			if dup, ticket := pub.s.Received(id); dup {
+				w.wait(ticket)
+			} else {
 				m.From, m.PacketID = pub.s, id
 				r, err := w.b.Publish(&m)
 				if err != nil {

@@ -414,33 +414,60 @@ func (s *Session) Pubcomp(id uint16, _ byte) bool {
 }
 
 // Received notes the packet identifier of a QoS 2 message that the client has sent. dup tells that it was received before and
-// not yet released: the message must be acknowledged again (PUBREC) and not published again. Otherwise the front publishes it with
-// Message.From and PacketID; if it refuses the message instead (PUBREC with 0x80 or more), it calls Released.
-func (s *Session) Received(id uint16) (dup bool) {
+// not yet released: the message must be acknowledged again (PUBREC), when the ticket is durable, and not published again. Otherwise the
+// front publishes it with Message.From and PacketID, or, if it is not for the broker, calls Note; if it refuses the message instead
+// (PUBREC with 0x80 or more), it calls Released. A message that an earlier connection received and has not published counts as not
+// received: whoever received it last publishes it.
+func (s *Session) Received(id uint16) (dup bool, t Ticket) {
 	c := s.c
+	c.exact.Lock()
+	defer c.exact.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.conn != s {
-		return false
+		return false, 0
 	}
-	if _, dup = c.inbound[id]; !dup {
-		if c.inbound == nil {
-			c.inbound = map[uint16]struct{}{}
-		}
-		c.inbound[id] = struct{}{}
+	if by, known := c.inbound[id]; known && (by == nil || by == s) {
+		return true, c.noted
 	}
-	return dup
+	if c.inbound == nil {
+		c.inbound = map[uint16]*Session{}
+	}
+	c.inbound[id] = s
+	return false, 0
 }
 
-// note records a received identifier on disk, behind what its message put into queues.
-func (s *Session) note(id uint16) Ticket {
+// Note records a received identifier on disk whose message was not for the broker. PUBREC waits for the ticket.
+func (s *Session) Note(id uint16) Ticket {
+	s.c.exact.Lock()
+	defer s.c.exact.Unlock()
+	if !s.owns(id) {
+		return 0
+	}
+	return s.note(id, 0)
+}
+
+// owns tells whether the message is s's to publish. The caller holds exact.
+func (s *Session) owns(id uint16) bool {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.c.inbound[id] == s
+}
+
+// note records that the message is published, behind what it put into queues, which has the ticket. The caller holds exact.
+func (s *Session) note(id uint16, t Ticket) Ticket {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, ok := c.inbound[id]; !ok || !c.persistent || c.ended {
-		return 0
+	if c.ended {
+		return t
 	}
-	return c.store(c.inboundKey(id), nil, false)
+	c.inbound[id] = nil
+	if c.persistent {
+		t = max(t, c.store(c.inboundKey(id), nil, false))
+	}
+	c.noted = max(c.noted, t)
+	return t
 }
 
 // Released forgets the identifier, when PUBREL has come. known tells whether it was received; if not, PUBCOMP says PacketIDNotFound.

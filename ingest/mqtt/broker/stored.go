@@ -179,9 +179,9 @@ func (c *client) restore(kind byte, k, v []byte) error {
 		c.subs = append(c.subs, s)
 	case kind == kindInbound && len(k) == 2:
 		if c.inbound == nil {
-			c.inbound = map[uint16]struct{}{}
+			c.inbound = map[uint16]*Session{}
 		}
-		c.inbound[binary.BigEndian.Uint16(k)] = struct{}{}
+		c.inbound[binary.BigEndian.Uint16(k)] = nil
 	case kind == kindFlight && len(k) == 8 && len(v) == 3:
 		e := entry{seq: sequence(k), id: binary.BigEndian.Uint16(v), sent: true, released: v[2] == flightReleased}
 		if e.released {
