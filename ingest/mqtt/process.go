@@ -226,7 +226,7 @@ func (c *conn) subscribe(s *scratch, flags byte, body []byte) error {
 		}
 	}
 	answer := packet.Suback{ID: s.sub.ID, Codes: s.codes}
-	c.send(func(dst []byte) []byte { return answer.Append(dst, packet.SUBACK, c.version) })
+	c.sendIfItFits(func(dst []byte) []byte { return answer.Append(dst, packet.SUBACK, c.version) })
 	return nil
 }
 
@@ -245,7 +245,7 @@ func (c *conn) unsubscribe(s *scratch, flags byte, body []byte) error {
 		return c.unavailable(err)
 	}
 	answer := packet.Suback{ID: s.sub.ID, Codes: codes}
-	c.send(func(dst []byte) []byte { return answer.Append(dst, packet.UNSUBACK, c.version) })
+	c.sendIfItFits(func(dst []byte) []byte { return answer.Append(dst, packet.UNSUBACK, c.version) })
 	return nil
 }
 

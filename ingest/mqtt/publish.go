@@ -416,7 +416,7 @@ func (c *conn) answer(a *ack) {
 			p := packet.Ack{Type: a.kind, ID: a.id, Code: a.code}
 			p.Properties.Has = packet.SetOf(packet.ReasonString)
 			p.Properties.ReasonString = []byte(clip(a.text))
-			if out := p.Append(c.out, c.version); c.clientMax == 0 || len(out)-len(c.out) <= int(c.clientMax) {
+			if out := p.Append(c.out, c.version); c.fits(len(out) - len(c.out)) { // MQTT-3.4.2-2, -3.5.2-2
 				c.out = out
 				return
 			}

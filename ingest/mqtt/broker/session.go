@@ -227,7 +227,11 @@ func (s *Session) pullFlight(dst []Delivery, want int, now int64) (_ []Delivery,
 		case e.m == nil:
 			return dst, true
 		default:
-			d, _ := s.delivery(e, now) // its delivery has begun: it is neither too old nor too large any more
+			d, fit := s.delivery(e, now)
+			if !fit {
+				c.finish(e)
+				continue
+			}
 			d.PacketID, d.Dup = e.id, e.sent
 			dst = append(dst, d)
 			e.sent, e.counted = true, true
@@ -296,11 +300,11 @@ func (s *Session) delivery(e *entry, now int64) (d Delivery, ok bool) {
 		QoS: e.qos, Retain: e.retain, Topic: m.topic, Payload: m.payload, Properties: m.properties, SubscriptionIDs: e.ids,
 	}
 	if m.deadline != 0 {
-		if m.deadline <= now { // MQTT-3.3.2-5
+		if m.deadline <= now && !e.sent { // MQTT-3.3.2-5; not once its delivery has begun (MQTT-4.3.3-7)
 			s.c.b.metrics.dropped[dropExpired].Inc()
 			return d, false
 		}
-		d.Expires, d.Expiry = true, uint32(m.deadline-now) // MQTT-3.3.2-6
+		d.Expires, d.Expiry = true, uint32(max(0, m.deadline-now)) // MQTT-3.3.2-6
 	}
 	if s.maxPacket != 0 && d.PacketSize(s.version) > s.maxPacket { // MQTT-3.1.2-24, -25
 		s.c.b.metrics.dropped[dropTooLarge].Inc()
