@@ -165,7 +165,22 @@ func (c *Connack) Decode(flags byte, body []byte, version byte) error {
 	if c.Present && c.Code != 0 {
 		return protocolError("CONNACK with a session and a refusal") // MQTT-3.2.2-6
 	}
+	if !connectCode(c.Code, version) {
+		return protocolError("CONNACK with reason code %#x", c.Code) // MQTT-3.2.2-8
+	}
 	return nil
+}
+
+func connectCode(code, version byte) bool {
+	if version < V5 {
+		return code <= RefusedNotAuthorized
+	}
+	switch code {
+	case Success, TopicNameInvalid, PacketTooLarge, QuotaExceeded, PayloadFormatInvalid, RetainNotSupported, QoSNotSupported, UseAnotherServer,
+		ServerMoved, ConnectionRateExceeded:
+		return true
+	}
+	return code >= UnspecifiedError && code <= BadAuthMethod && code != ServerShuttingDown
 }
 
 // Append appends the packet.
