@@ -97,6 +97,8 @@ func (t *trie) add(s, old *sub) {
 	defer t.mu.Unlock()
 	if old != nil {
 		t.removeLocked(old)
+	} else {
+		t.size.Add(1) // of one that takes another's place it stays: Publish, which reads it without the lock, must not find 0 (MQTT-3.8.4-4)
 	}
 	group, filter, _ := CheckFilter(s.filter)
 	n := &t.root
@@ -108,13 +110,11 @@ func (t *trie) add(s, old *sub) {
 				n.hash = new(ending)
 			}
 			n.hash.add(group, s)
-			t.size.Add(1)
 			return
 		}
 		n = n.child(level)
 	}
 	n.exact.add(group, s)
-	t.size.Add(1)
 }
 
 func (n *node) child(level string) *node {
@@ -181,12 +181,12 @@ func (t *trie) remove(s *sub) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.removeLocked(s)
+	t.size.Add(-1)
 }
 
 func (t *trie) removeLocked(s *sub) {
 	group, filter, _ := CheckFilter(s.filter)
 	t.root.cut(group, filter, true, s)
-	t.size.Add(-1)
 }
 
 // cut removes s and the nodes that this leaves empty.
