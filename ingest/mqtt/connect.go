@@ -43,7 +43,10 @@ func (c *conn) connect(flags byte, body []byte) error {
 	if p.Version != 0 { // otherwise it is no MQTT that could be answered
 		answer := packet.Connack{Code: wrong.Code}
 		if p.Version < packet.V5 {
-			answer.Code = packet.Refused311(wrong.Code)
+			var ok bool
+			if answer.Code, ok = packet.Refused311(wrong.Code); !ok {
+				return err
+			}
 		} else if text := wrong.Text; text != "" {
 			if len(text) > maxRefusal {
 				text = strings.ToValidUTF8(text[:maxRefusal], "")

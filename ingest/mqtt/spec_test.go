@@ -2,8 +2,11 @@ package mqtt_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -156,11 +159,18 @@ func TestSpecEndings(t *testing.T) {
 		{"3.8.3-5 reserved options", 5, []byte{0x82, 7, 0, 1, 0, 0, 1, 'a', 0x80}, packet.MalformedPacket},
 		{"3.10.3-2 no filter", 5, []byte{0xA2, 3, 0, 1, 0}, packet.ProtocolError},
 		{"3.14.1-1 flags of DISCONNECT", 5, []byte{0xE1, 0}, packet.MalformedPacket},
-		{"3.14.2-2 expiry for a session without", 5, []byte{0xE0, 7, 0, 5, 0x11, 0, 0, 0, 9}, packet.ProtocolError},
+		{"3.14.2.2.2 expiry for a session without", 5, []byte{0xE0, 7, 0, 5, 0x11, 0, 0, 0, 9}, packet.ProtocolError},
 		{"4.12.0-6 AUTH out of the blue", 5, []byte{0xF0, 0}, packet.ProtocolError},
 		{"4.13 SUBACK from a client", 5, []byte{0x90, 4, 0, 1, 0, 0}, packet.ProtocolError},
 		{"4.13 packet type 0", 5, []byte{0x00, 0}, packet.ProtocolError},
-		{"3.1.2-24 packet too large", 5, []byte{0x30, 0xff, 0xff, 0x03}, packet.PacketTooLarge},
+		{"3.14.1-1 of 3.1.1", 4, []byte{0xE1, 0}, 0},
+		{"1.5.3-1 of 3.1.1: ill-formed UTF-8", 4, []byte{0x30, 4, 0, 1, 0xff, 0}, 0},
+		{"1.5.3-2 of 3.1.1: a zero character", 4, []byte{0x82, 6, 0, 1, 0, 1, 0, 0}, 0},
+		{"3.8.3-4 of 3.1.1: QoS 3", 4, []byte{0x82, 6, 0, 1, 0, 1, 'a', 3}, 0},
+		{"3.15.1-1 flags of AUTH", 5, []byte{0xF1, 0}, packet.MalformedPacket},
+		{"3.6.1-1 flags of PUBREL", 5, []byte{0x60, 2, 0, 1}, packet.MalformedPacket},
+		{"3.10.1-1 flags of UNSUBSCRIBE", 5, []byte{0xA0, 6, 0, 1, 0, 0, 1, 'a'}, packet.MalformedPacket},
+		{"3.2.2-15 packet too large", 5, []byte{0x30, 0xff, 0xff, 0x03}, packet.PacketTooLarge},
 		{"2.1.4 remaining length of five bytes", 5, []byte{0x30, 0xff, 0xff, 0xff, 0xff, 0x01}, packet.MalformedPacket},
 	} {
 		p := w.joined(c.version, "spec")
@@ -518,10 +528,28 @@ func TestWebSocket(t *testing.T) {
 		t.Errorf("got %x", got)
 	}
 	d, _ = open("mqtt")
-	d.send(frame(1, "text")) // 6.0.0-1
-	_, _ = d.conn.Write(frame(1, "text"))
-	if b, err := d.in.Peek(4); err == nil && (b[0] != 0x88 || b[2] != 3 || b[3] != 0xeb) {
-		t.Errorf("want close 1003, got %x", b)
+	d.send(frame(1, "")) // 6.0.0-1; without bytes that would stay unread, and make the end a reset
+	if b, err := d.in.Peek(4); err != nil || b[0] != 0x88 || b[2] != 3 || b[3] != 0xeb {
+		t.Errorf("want close 1003, got %x, %v", b, err)
+	}
+	if _, err := io.Copy(io.Discard, d.in); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the connection stays open")
+	}
+	d, _ = open("mqtt")
+	d.send(frame(2, all)) // 6.0.0-2: several packets in one
+	for got = nil; len(got) < 8; {
+		head := make([]byte, 2)
+		if _, err := io.ReadFull(d.in, head); err != nil || head[0] != 0x82 || head[1] > 8 {
+			t.Fatalf("frame %x, %v", head, err)
+		}
+		payload := make([]byte, head[1])
+		if _, err := io.ReadFull(d.in, payload); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, payload...)
+	}
+	if fmt.Sprintf("%x", got) != "2002000040020003" {
+		t.Errorf("got %x", got)
 	}
 	if _, head := open("soap"); !strings.HasPrefix(head, "HTTP/1.1 400") { // 6.0.0-3
 		t.Error(head)
