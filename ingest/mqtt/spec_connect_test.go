@@ -89,7 +89,7 @@ func TestSpecClientIdentifiers(t *testing.T) {
 	if a := w.peer(packet.V311).hello(""); a.Code != 0 { // MQTT-3.1.3-6 of 3.1.1, with clean session
 		t.Errorf("3.1.1: %+v", a)
 	}
-	// MQTT-3.1.3-8: one that is refused.
+	// MQTT-3.1.3-8, and 3.1.3-9 of 3.1.1: one that is refused.
 	for version, code := range map[byte]byte{packet.V311: packet.RefusedClientID, packet.V5: packet.ClientIDNotValid} {
 		p := w.peer(version)
 		if a := p.hello(strings.Repeat("x", 300)); a.Code != code {
@@ -100,7 +100,7 @@ func TestSpecClientIdentifiers(t *testing.T) {
 }
 
 // A CONNECT that is refused: its code is one that CONNACK has, no session is told of, the connection ends, and nothing that came behind
-// it counts (MQTT-3.1.4-1, -2, -6, 3.2.2-6, -7, -8, 4.13.2-1).
+// it counts (MQTT-3.1.4-1, -2, -6, 3.2.2-6, -7, -8, 4.12.0-1, 4.13.2-1; of 3.1.1: 3.2.2-4, -5, -6).
 func TestSpecConnectRefused(t *testing.T) {
 	w := newWorld(t, ingest.Limits{}, mqtt.Config{Users: []mqtt.User{{Name: "u", Password: "p", Vehicle: "v1"}}})
 	user := func(c *packet.Connect) {
@@ -132,7 +132,7 @@ func TestSpecConnectRefused(t *testing.T) {
 			c.HasWill, c.Will.Topic, c.Will.QoS = true, []byte("fleet/v1/x"), 3
 		}, packet.MalformedPacket, nothing},
 		{"client identifier that is no UTF-8", func(c *packet.Connect) { user(c); c.ClientID = []byte{0xff} }, packet.MalformedPacket, nothing},
-		{"version 6", func(c *packet.Connect) { c.Version = 6 }, packet.UnsupportedVersion, packet.RefusedVersion},
+		{"3.1.2-2 version 6", func(c *packet.Connect) { c.Version = 6 }, packet.UnsupportedVersion, packet.RefusedVersion},
 	} {
 		for version, want := range map[byte]byte{packet.V5: c.code, packet.V311: c.old} {
 			p := w.peer(version)
@@ -184,7 +184,7 @@ func TestSpecConnack(t *testing.T) {
 			t.Errorf("properties %#x, want %#x", a.Properties.Has, want)
 		}
 	}
-	// MQTT-3.1.2-6, 3.2.2-3: no session, and none is asked to be forgotten; the body is exact (MQTT-3.2.2-1).
+	// MQTT-3.1.2-6, 3.1.4-5, 3.2.2-3: no session, and none is asked to be forgotten; the body is exact (MQTT-3.2.2-1).
 	p := w.peer(packet.V311)
 	c := packet.Connect{Version: packet.V311, ClientID: []byte("new"), KeepAlive: 60}
 	p.send(c.Append(nil))

@@ -64,7 +64,8 @@ func TestSpecTopicAliases(t *testing.T) {
 	p.wantDisconnect(packet.ProtocolError)
 }
 
-// QoS 1 and 2 from a client, with repetitions of every kind.
+// QoS 1 and 2 from a client, with repetitions of every kind. Answers have the message's identifier and codes of their own (MQTT-2.2.1-5,
+// 3.7.2-1); what is delivered comes without DUP (MQTT-4.3.2-2, 4.3.3-2).
 func TestSpecRepetitions(t *testing.T) {
 	for _, version := range []byte{packet.V311, packet.V5} {
 		w := newWorld(t, ingest.Limits{}, mqtt.Config{})
@@ -311,7 +312,7 @@ func TestSpecSubscriptions(t *testing.T) {
 	want("handling 0, again", "r kept retain=true [9]")
 	post(pub, "r", "live", false)
 	want("one subscription", "r live retain=false [9]")
-	// MQTT-3.8.4-5, -6, 3.9.3-1: one SUBACK for several filters, which count one after the other.
+	// MQTT-3.8.4-2, -5, -6, 2.2.1-6, 3.9.3-1: one SUBACK for several filters, which count one after the other.
 	if body := add(8, 0, packet.Filter{Filter: []byte("m"), QoS: 2}, packet.Filter{Filter: []byte("m"), QoS: 1}, packet.Filter{Filter: []byte("#/m")}); string(body) != "\x00\x08\x00\x02\x01\x8f" {
 		t.Errorf("SUBACK %x", body)
 	}
@@ -320,7 +321,7 @@ func TestSpecSubscriptions(t *testing.T) {
 	if m := p.message(); m.QoS != 1 {
 		t.Errorf("QoS %d of the later of two subscriptions to m", m.QoS)
 	}
-	// MQTT-3.10.4-6, 3.11.3-1, -2: the same for UNSUBSCRIBE, which compares filters and not what they match (MQTT-3.10.4-1).
+	// MQTT-3.10.4-5, -6, 2.2.1-6, 3.11.3-1, -2: the same for UNSUBSCRIBE, which compares filters and not what they match (MQTT-3.10.4-1).
 	un := packet.Subscribe{ID: 9, Filters: []packet.Filter{{Filter: []byte("m")}, {Filter: []byte("m")}, {Filter: []byte("#")}, {Filter: []byte("o/#")}}}
 	p.send(un.Append(nil, packet.UNSUBSCRIBE, packet.V5))
 	if body := p.answer(packet.UNSUBACK); body != "\x00\x09\x00\x00\x11\x11\x00" {

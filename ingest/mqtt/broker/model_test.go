@@ -185,7 +185,8 @@ func surviveAnything(t *testing.T, seed uint64) {
 	}
 }
 
-// A client repeats a QoS 2 message until it hears PUBREC. Whenever the server crashes, the subscriber has it once.
+// A client repeats a QoS 2 message until it hears PUBREC. Whenever the server crashes, the subscriber has it once
+// (MQTT-4.3.3-10).
 func TestInboundExactlyOnceThroughCrashes(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 3))
 	w := newWorld(t, broker.Limits{})

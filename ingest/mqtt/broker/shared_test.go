@@ -235,7 +235,8 @@ func TestSharedMemberExpires(t *testing.T) {
 	}
 }
 
-// Power is lost around the end of a member's session: no message of QoS 1 is lost to the group, and none of QoS 2 comes twice.
+// Power is lost around the end of a member's session: no message of QoS 1 is lost to the group, and none of QoS 2 comes twice
+// (MQTT-4.8.2-5).
 func TestSharedMembersSurviveCrashes(t *testing.T) {
 	for seed := range uint64(20) {
 		rng := rand.New(rand.NewPCG(seed, 7))
