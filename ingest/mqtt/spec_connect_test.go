@@ -332,12 +332,12 @@ func TestSpecWills(t *testing.T) {
 	wants := func(id string, retain bool) {
 		t.Helper()
 		m := sub.message()
-		user := ""
+		var user strings.Builder
 		for _, u := range m.Properties.User {
-			user += string(u.Name) + string(u.Value) + " "
+			user.WriteString(string(u.Name) + string(u.Value) + " ")
 		}
 		// MQTT-3.1.3-10: user properties in order; the will's own, such as its delay, are not sent.
-		if string(m.Topic) != "wills/"+id || string(m.Payload) != "gone" || m.Retain != retain || m.QoS != 1 || user != "b1 a2 b " || string(m.Properties.ContentType) != "text" {
+		if string(m.Topic) != "wills/"+id || string(m.Payload) != "gone" || m.Retain != retain || m.QoS != 1 || user.String() != "b1 a2 b " || string(m.Properties.ContentType) != "text" {
 			t.Errorf("will of %s: %+v", id, m)
 		}
 		a := packet.Ack{Type: packet.PUBACK, ID: m.ID}
