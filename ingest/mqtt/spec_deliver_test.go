@@ -1,6 +1,7 @@
 package mqtt_test
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -250,8 +251,8 @@ func TestSpecStrings(t *testing.T) {
 			got := sub.message()
 			want := m
 			want.QoS, want.ID = 0, 0
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("%.20q (-want +got):\n%.500s", topic, diff)
+			if a, b := want.Append(nil, version), got.Append(nil, version); !bytes.Equal(a, b) { // cmp.Diff takes seconds for strings like these
+				t.Errorf("%.20q: got %.200q, want %.200q", topic, b, a)
 			}
 			sub.ping() // one subscription, one message: the mark is not skipped
 		}

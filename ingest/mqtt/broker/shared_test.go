@@ -22,7 +22,7 @@ func (p *peer) gets(n int) string {
 	var got []string
 	late := time.After(10 * time.Second)
 	for {
-		for _, m := range strings.SplitSeq(p.take(), "; ") {
+		for m := range strings.SplitSeq(p.take(), "; ") {
 			if m != "" {
 				got = append(got, m)
 			}
