@@ -182,6 +182,24 @@ func TestSpecTakenOverWhileStoring(t *testing.T) {
 	if diff := cmp.Diff([]string{`{"speed":1}`, `{"speed":2}`}, got); diff != "" {
 		t.Errorf("delivered (-want +got):\n%s", diff)
 	}
+	// The repetition comes when the first is stored: it is not stored again.
+	waiting = w.log.Hold()
+	m = reading("fleet/v1/telemetry", 2, 7)
+	p.publish5(m)
+	<-waiting
+	again := w.joined(packet.V5, "pub", lasting(1000))
+	p.wantDisconnect(packet.SessionTakenOver)
+	w.log.Release()
+	if got := sub.message(); string(got.Payload) != `{"speed":1}` {
+		t.Errorf("%+v", got)
+	}
+	before := len(w.stored())
+	m.Dup = true
+	again.publish5(m)
+	again.wantAnswer(packet.PUBREC, 7, 0)
+	if n := len(w.stored()); n != before {
+		t.Errorf("%d stored, %d before the repetition", n, before)
+	}
 	sub.ping()
 }
 
