@@ -82,6 +82,7 @@ type conn struct {
 	out       []byte // encoded, waiting to be written
 	writing   bool   // somebody owns writing
 	woken     bool   // the session has something
+	unstored  bool   // something of what was submitted could not be stored
 	ended     bool   // no more is read or appended; what is in out is written, then the connection is closed
 	closed    bool   // the net.Conn is closed
 	endCode   byte
@@ -169,6 +170,9 @@ func (c *conn) stop(code byte, text string, say bool) {
 		if text != "" && c.problems && len(text) < 1000 {
 			e.Properties.Has = packet.SetOf(packet.ReasonString)
 			e.Properties.ReasonString = []byte(text)
+			if !c.fits(len(e.Append(nil, packet.DISCONNECT, c.version))) { // MQTT-3.14.2-3
+				e.Properties = packet.Properties{}
+			}
 		}
 		c.out = e.Append(c.out, packet.DISCONNECT, c.version)
 	}
@@ -447,7 +451,7 @@ func (c *conn) finish(err error) {
 	s.met.versions[c.version-packet.V311].Add(-1)
 	s.met.disconnects.WithLabelValues(reasonName(code)).Inc()
 	send := !self || code != packet.Success
-	session.Disconnect(code, send && code != packet.ServerShuttingDown)
+	session.Disconnect(code, send) // when the server shuts down, a will waits for the next start (3.1.2.5)
 	if send && c.lastWill != nil && code != packet.ServerShuttingDown && code != packet.SessionTakenOver {
 		c.admitWill()
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -42,7 +43,10 @@ func (c *conn) connect(flags byte, body []byte) error {
 	if p.Version != 0 { // otherwise it is no MQTT that could be answered
 		answer := packet.Connack{Code: wrong.Code}
 		if p.Version < packet.V5 {
-			answer.Code = packet.Refused311(wrong.Code)
+			var ok bool
+			if answer.Code, ok = packet.Refused311(wrong.Code); !ok {
+				return err
+			}
 		} else if text := wrong.Text; text != "" {
 			if len(text) > maxRefusal {
 				text = strings.ToValidUTF8(text[:maxRefusal], "")
@@ -50,7 +54,11 @@ func (c *conn) connect(flags byte, body []byte) error {
 			answer.Properties.Has = packet.SetOf(packet.ReasonString)
 			answer.Properties.ReasonString = []byte(text)
 		}
-		c.send(func(dst []byte) []byte { return answer.Append(dst, p.Version) })
+		c.clientMax = p.Properties.MaximumPacketSize
+		if !c.fits(len(answer.Append(nil, p.Version))) { // MQTT-3.2.2-19
+			answer.Properties = packet.Properties{}
+		}
+		c.sendIfItFits(func(dst []byte) []byte { return answer.Append(dst, p.Version) })
 	}
 	return err
 }
@@ -106,6 +114,25 @@ func (c *conn) welcome(p *packet.Connect) error {
 	if h, ok := principal.(listened); ok {
 		c.heard = h.Heard
 	}
+	keepAlive := time.Duration(p.KeepAlive) * time.Second
+	if most := s.cfg.MaxKeepAlive; v5 && (keepAlive == 0 || keepAlive > most) {
+		keepAlive = most
+		answer.Properties.Has |= packet.SetOf(packet.ServerKeepAlive)
+		answer.Properties.ServerKeepAlive = uint16(min(most/time.Second, 65535)) //nolint:gosec // bounded
+	}
+	if v5 {
+		a := &answer.Properties
+		a.Has |= packet.SetOf(packet.ReceiveMaximum, packet.MaximumPacketSize, packet.TopicAliasMaximum)
+		a.ReceiveMaximum, a.TopicAliasMaximum = s.cfg.ReceiveMaximum, s.cfg.TopicAliases
+		a.MaximumPacketSize = uint32(s.maxPacket) //nolint:gosec // a few hundred KiB
+		largest := answer
+		if begin.Expiry > 0 {
+			largest.Properties.Has |= packet.SetOf(packet.SessionExpiry)
+		}
+		if n := len(largest.Append(nil, p.Version)); !c.fits(n) { // MQTT-3.1.2-24. Whatever else is not optional is smaller
+			return &packet.Error{Code: packet.PacketTooLarge, Text: fmt.Sprintf("the CONNACK has %d bytes: raise the maximum packet size to it at least", n)}
+		}
+	}
 	session, present, err := s.broker.Connect(begin, c)
 	switch {
 	case errors.Is(err, broker.ErrOwner):
@@ -113,7 +140,7 @@ func (c *conn) welcome(p *packet.Connect) error {
 	case errors.Is(err, broker.ErrBusy):
 		return &packet.Error{Code: packet.ServerBusy, Text: err.Error()}
 	case errors.Is(err, broker.ErrClosed):
-		return &packet.Error{Code: packet.ServerShuttingDown}
+		return &packet.Error{Code: packet.ServerUnavailable, Text: err.Error()} // CONNACK has no "server shutting down" (MQTT-3.2.2-8)
 	case err != nil:
 		return &packet.Error{Code: packet.ServerUnavailable, Text: err.Error()}
 	}
@@ -126,22 +153,10 @@ func (c *conn) welcome(p *packet.Connect) error {
 			return &packet.Error{Code: packet.ServerUnavailable, Text: "the session cannot be stored"}
 		}
 	}
-	keepAlive := time.Duration(p.KeepAlive) * time.Second
-	if most := s.cfg.MaxKeepAlive; v5 && (keepAlive == 0 || keepAlive > most) {
-		keepAlive = most
-		answer.Properties.Has |= packet.SetOf(packet.ServerKeepAlive)
-		answer.Properties.ServerKeepAlive = uint16(min(most/time.Second, 65535)) //nolint:gosec // bounded
-	}
 	answer.Present = present
-	if v5 {
-		a := &answer.Properties
-		a.Has |= packet.SetOf(packet.ReceiveMaximum, packet.MaximumPacketSize, packet.TopicAliasMaximum)
-		a.ReceiveMaximum, a.TopicAliasMaximum = s.cfg.ReceiveMaximum, s.cfg.TopicAliases
-		a.MaximumPacketSize = uint32(s.maxPacket) //nolint:gosec // a few hundred KiB
-		if granted := session.Expiry(); granted != begin.Expiry {
-			a.Has |= packet.SetOf(packet.SessionExpiry)
-			a.SessionExpiry = granted
-		}
+	if granted := session.Expiry(); v5 && granted != begin.Expiry {
+		answer.Properties.Has |= packet.SetOf(packet.SessionExpiry)
+		answer.Properties.SessionExpiry = granted
 	}
 	c.begin(p.Version, principal, session, mapped, keepAlive, &answer)
 	return nil
