@@ -35,6 +35,7 @@ type metrics struct {
 	slow          prometheus.Counter
 	handshakes    prometheus.Counter
 	overLimit     prometheus.Counter
+	acceptFailed  prometheus.Counter
 	subscriptions prometheus.Counter
 }
 
@@ -61,6 +62,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		slow:          counter("slow_readers_total", "Connections ended because they did not read what was sent to them."),
 		handshakes:    counter("handshakes_failed_total", "TLS or WebSocket handshakes that failed."),
 		overLimit:     counter("connections_over_limit_total", "Connections closed at once because there were as many as allowed."),
+		acceptFailed:  counter("accept_failures_total", "Attempts to accept a connection that failed, for instance for want of file descriptors."),
 		subscriptions: counter("subscribes_total", "Subscriptions granted."),
 	}
 	connects := vec("connects_total", "CONNECTs accepted, by transport.", "transport")
