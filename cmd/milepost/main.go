@@ -62,6 +62,10 @@ func main() {
 		benchBootstrap(h)
 		return
 	}
+	if os.Getenv(benchDevicesVariable) != "" {
+		runBenchDevices()
+		return
+	}
 	// The second signal ends the program at once: draining is worth waiting for, but not for ever.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
