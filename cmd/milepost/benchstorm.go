@@ -168,6 +168,7 @@ func benchStorm(ctx context.Context, b *benchRun, want int) error {
 	b.add("acknowledged p50", percentile(done, 0.5).Seconds(), "s", "")
 	b.add("acknowledged p99", percentile(done, 0.99).Seconds(), "s", "")
 	b.add("attempts a device, while the server was down included", float64(tries)/float64(n), "", "")
+	b.add(fmt.Sprintf("server CPU a device: its start, handshake, session, %d messages", stormBacklog), s.cpu().Seconds()*1000/float64(n), "ms", "")
 	b.add("server peak memory in the storm", s.peakMemory()/(1<<20), "MiB", "1,024")
 	if err := s.caughtUp(ctx, false); err != nil {
 		return err

@@ -156,7 +156,8 @@ func (c *conn) begin(version byte, principal Principal, session *broker.Session,
 		c.until.Store(at.UnixMilli())
 	}
 	c.keepAliveMS = keepAlive.Milliseconds() * 3 / 2
-	c.resetAllowed()
+	c.allowed.Store(c.keepAliveMS)
+	c.whole.Store(0)
 	c.woken = c.woken || answer.Present // what waits for the session
 	if !c.ended {
 		c.out = answer.Append(c.out, version)
@@ -169,9 +170,6 @@ func (c *conn) begin(version byte, principal Principal, session *broker.Session,
 	}
 	s.logger.Debug("mqtt client connected", slog.String("device", principal.Device()), slog.String("client", c.clientID))
 }
-
-// resetAllowed makes the keep alive what the client has again. Once connected only.
-func (c *conn) resetAllowed() { c.allowed.Store(c.keepAliveMS) }
 
 func (c *conn) credentials() *Credentials {
 	cr := &Credentials{ClientID: c.clientID, Remote: c.nc.RemoteAddr()}

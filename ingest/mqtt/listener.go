@@ -58,10 +58,9 @@ func (s *Server) take(nc net.Conn, transport int) {
 	c := &conn{server: s, nc: nc, transport: transport}
 	c.readWhenReady = c.readNow
 	c.writeWhenReady = c.writeNow
-	c.allow(s.cfg.ConnectTimeout)
-	c.since.Store(s.clock.Load())
+	c.expect(s.cfg.ConnectTimeout)
 	if transport == overTLS {
-		c.nc = tls.Server(nc, s.cfg.TLS)
+		c.nc = tls.Server(newHelloConn(nc), s.cfg.TLS)
 	}
 	if !s.enter(c) {
 		_ = nc.Close()
