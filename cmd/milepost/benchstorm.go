@@ -42,8 +42,8 @@ func benchCrowds(ctx context.Context, b *benchRun) error {
 func (b *benchRun) most(want int) int {
 	n := connectionsWithin(openFiles(), want)
 	if n < want {
-		fmt.Fprintf(b.progress, "  %s connections instead of %s: a process may have %s files open (ulimit -Hn), and the server keeps %s for the rest\n",
-			number(float64(n)), number(float64(want)), number(float64(openFiles())), number(filesBesides))
+		fmt.Fprintf(b.progress, "  %d connections instead of %d: a process may have %d files open (ulimit -Hn), and the server keeps %d for the rest\n",
+			n, want, openFiles(), filesBesides)
 	}
 	return n
 }
@@ -115,7 +115,7 @@ func benchIdle(ctx context.Context, b *benchRun, want int, secure bool) error {
 	defer c.leave()
 	s.collectGarbage(ctx)
 	s.collectGarbage(ctx) // stacks shrink in one cycle and are given back in the next
-	b.add(fmt.Sprintf("memory per idle %s connection, %s of them", name, number(float64(n))), (s.memory("VmRSS:")-before)/float64(n)/1024, "KiB", "")
+	b.add(fmt.Sprintf("memory per idle %s connection, %d of them", name, n), (s.memory("VmRSS:")-before)/float64(n)/1024, "KiB", "")
 	b.add(name+" connections/s while connecting", float64(n)/c.took, "/s", "")
 	c.leave()
 	return s.stop()
@@ -160,7 +160,7 @@ func benchStorm(ctx context.Context, b *benchRun, want int) error {
 		done = append(done, time.Duration(reports.Done[i]-first))
 		tries += reports.Tries[i]
 	}
-	b.add(fmt.Sprintf("storm of %s devices over TLS: all back after", number(float64(n))), slices.Max(back).Seconds(), "s", "")
+	b.add(fmt.Sprintf("storm of %d devices over TLS: all back after", n), slices.Max(back).Seconds(), "s", "")
 	b.add("first back, after the server's start", time.Unix(0, first).Sub(began).Seconds(), "s", "")
 	b.add("back p50", percentile(back, 0.5).Seconds(), "s", "")
 	b.add("back p99", percentile(back, 0.99).Seconds(), "s", "")
