@@ -136,7 +136,8 @@ type Server struct {
 	fairBytes int64 // in flight of one connection
 	buffers   bufferPool
 	scratches sync.Pool
-	turns     turns // of TLS handshakes
+	turns     turns  // of TLS handshakes
+	busy      rarely // told of clients turned away because the server is busy
 
 	ctx     context.Context //nolint:containedctx // the server's; ends waiting for anything
 	abort   context.CancelFunc
