@@ -140,6 +140,7 @@ func (c *conn) timeout(now int64) {
 	case stalled > 0 && now-stalled > c.server.cfg.WriteTimeout.Milliseconds():
 		c.slow("the client does not read what is sent to it")
 	case c.who() == nil:
+		c.server.met.refused.WithLabelValues("timeout").Inc()
 		c.end(packet.UnspecifiedError, "no CONNECT in time")
 	case c.whole.Load() > 0 && now > c.whole.Load():
 		c.end(packet.UnspecifiedError, "a packet took too long to arrive")

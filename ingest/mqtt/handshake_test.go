@@ -154,4 +154,7 @@ func TestDrips(t *testing.T) {
 	for w.admit.InFlight() != 0 {
 		w.device("other").ping()
 	}
+	if n := w.metric("milepost_ingest_mqtt_connects_refused_total"); n != 1 {
+		t.Errorf("%v counted as too slow to say CONNECT, want 1", n)
+	}
 }
