@@ -1,6 +1,11 @@
 package main
 
-import "testing"
+import (
+	"bytes"
+	"log/slog"
+	"strings"
+	"testing"
+)
 
 func TestConnectionsWithin(t *testing.T) {
 	for _, c := range []struct {
@@ -17,5 +22,24 @@ func TestConnectionsWithin(t *testing.T) {
 		if got := connectionsWithin(c.limit, c.want); got != c.most {
 			t.Errorf("limit %d, %d wanted: %d, want %d", c.limit, c.want, got, c.most)
 		}
+	}
+}
+
+// A server that cannot have as many connections as it is configured for says so, with what to do.
+func TestTellsOfTooFewFiles(t *testing.T) {
+	limit := openFiles()
+	if limit == 0 || limit > 1<<30 {
+		t.Skip("no limit of open files")
+	}
+	var logged bytes.Buffer
+	s := newServer(&Config{}, slog.New(slog.NewTextHandler(&logged, nil)))
+	s.cfg.MQTT.MaxConnections = int(limit)                                                                //nolint:gosec // bounded above
+	if most := s.connections(); most >= int(limit) || !strings.Contains(logged.String(), "LimitNOFILE") { //nolint:gosec // bounded above
+		t.Errorf("%d connections of %d files, and the log says %q", most, limit, logged.String())
+	}
+	logged.Reset()
+	s.cfg.MQTT.MaxConnections = 10
+	if most := s.connections(); most != 10 || logged.Len() > 0 {
+		t.Errorf("%d connections of 10, and the log says %q", most, logged.String())
 	}
 }
