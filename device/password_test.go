@@ -20,6 +20,13 @@ func quickHash(password string) string {
 	return fmt.Sprintf("$argon2id$v=%d$m=8,t=1,p=1$%s$%s", argon2.Version, enc(salt), enc(argon2.IDKey([]byte(password), salt, 1, 8, 1, 32)))
 }
 
+// line returns how many wait, and how many of them for one device.
+func (p *passwords) line(device string) (all, of int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.waiting, p.of[device]
+}
+
 // A fleet comes back and nobody is remembered: as many wait as can be served in their time, the others are told at once that the server is
 // busy, and when they come again they get in.
 func TestPasswordStorm(t *testing.T) {
@@ -62,8 +69,11 @@ func TestPasswordStorm(t *testing.T) {
 			})
 		}
 		synctest.Wait()
-		if p.waiting != room || len(out) != devices-room {
-			t.Errorf("%d wait and %d were told to come again, want %d and %d", p.waiting, len(out), room, devices-room)
+		mu.Lock()
+		told := len(out)
+		mu.Unlock()
+		if waiting, _ := p.line(""); waiting != room || told != devices-room {
+			t.Errorf("%d wait and %d were told to come again, want %d and %d", waiting, told, room, devices-room)
 		}
 		for range slots {
 			<-p.slots
@@ -77,8 +87,8 @@ func TestPasswordStorm(t *testing.T) {
 				t.Errorf("phone-%d, the second time: %v", n, err)
 			}
 		}
-		if p.waiting != 0 || len(p.of) != 0 {
-			t.Errorf("%d still wait: %v", p.waiting, p.of)
+		if waiting, _ := p.line(""); waiting != 0 || len(p.of) != 0 {
+			t.Errorf("%d still wait: %v", waiting, p.of)
 		}
 	})
 }
@@ -100,8 +110,8 @@ func TestPasswordOfOneDevice(t *testing.T) {
 			go func() { results <- class(t, p.check(ctx, "phone-1", hash, fmt.Appendf(nil, "guess %d", n))) }() // received below
 		}
 		synctest.Wait()
-		if p.of["phone-1"] != waitingOfOne {
-			t.Errorf("%d wait", p.of["phone-1"])
+		if _, of := p.line("phone-1"); of != waitingOfOne {
+			t.Errorf("%d wait, want %d", of, waitingOfOne)
 		}
 		for range 10 - waitingOfOne {
 			if got := <-results; got != Busy {
