@@ -63,7 +63,7 @@ func converting(
 ) func(dst []byte, topic, device string, data []byte) ([]byte, []ingest.Unread, error) {
 	outputs := sync.Pool{New: func() any { return format.NewOutput(admit.Catalog()) }}
 	return func(dst []byte, topic, device string, data []byte) ([]byte, []ingest.Unread, error) {
-		o := outputs.Get().(*format.Output) //nolint:forcetypeassert // nothing else is in it
+		o := outputs.Get().(*format.Output) //nolint:errcheck,forcetypeassert // nothing else is in it
 		defer outputs.Put(o)
 		o.Reset()
 		o.Lines = dst

@@ -70,8 +70,11 @@ var rooms = map[string]string{
 	"sim/sender":             "",
 	"ingest/internal/memlog": "stream",
 	"process/processtest":    "stream",
+	"internal/bearer":        "",
 	"internal/conf":          "",
+	"internal/nearest":       "",
 	"internal/vfs":           "",
+	"internal/webhook":       "",
 }
 
 // heavy dependencies are confined to one room each.
