@@ -62,6 +62,10 @@ func main() {
 		benchBootstrap(h)
 		return
 	}
+	if os.Getenv(benchDevicesVariable) != "" {
+		runBenchDevices()
+		return
+	}
 	if os.Getenv(demoHandlerVariable) != "" {
 		demoHandler()
 		return

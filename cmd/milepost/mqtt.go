@@ -94,7 +94,7 @@ func converting(
 func (s *server) openMQTT(ctx context.Context) error {
 	m := s.cfg.MQTT
 	cfg := mqtt.Config{
-		Address: m.Listen, WebSocketAddress: m.WebSocket, MaxConnections: m.MaxConnections, Logger: s.log, Metrics: s.reg,
+		Address: m.Listen, WebSocketAddress: m.WebSocket, MaxConnections: s.connections(), Logger: s.log, Metrics: s.reg,
 		Journal: gatekeeper{s.devices.Identity},
 	}
 	if err := s.mqttTLS(&cfg); err != nil {

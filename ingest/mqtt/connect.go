@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/milepost/milepost/ingest"
@@ -39,7 +40,11 @@ func (c *conn) connect(flags byte, body []byte) error {
 	if !errors.As(err, &wrong) {
 		return err
 	}
-	c.server.met.refused.WithLabelValues(reasonName(wrong.Code)).Inc()
+	class := reasonName(wrong.Code)
+	if t, ok := errors.AsType[*turnedAway](err); ok {
+		class = t.class
+	}
+	c.server.met.refused.WithLabelValues(class).Inc()
 	if p.Version != 0 { // otherwise it is no MQTT that could be answered
 		answer := packet.Connack{Code: wrong.Code}
 		if p.Version < packet.V5 {
@@ -171,7 +176,8 @@ func (c *conn) begin(version byte, principal Principal, session *broker.Session,
 		c.until.Store(at.UnixMilli())
 	}
 	c.keepAliveMS = keepAlive.Milliseconds() * 3 / 2
-	c.resetAllowed()
+	c.allowed.Store(c.keepAliveMS)
+	c.whole.Store(0)
 	c.woken = c.woken || answer.Present // what waits for the session
 	if !c.ended {
 		c.out = answer.Append(c.out, version)
@@ -184,9 +190,6 @@ func (c *conn) begin(version byte, principal Principal, session *broker.Session,
 	}
 	s.logger.Debug("mqtt client connected", slog.String("device", principal.Device()), slog.String("client", c.clientID))
 }
-
-// resetAllowed makes the keep alive what the client has again. Once connected only.
-func (c *conn) resetAllowed() { c.allowed.Store(c.keepAliveMS) }
 
 func (c *conn) credentials() *Credentials {
 	cr := &Credentials{ClientID: c.clientID, Remote: c.nc.RemoteAddr()}
@@ -229,14 +232,21 @@ func (c *conn) authenticate(id string, p *packet.Connect) (Principal, error) {
 		s.logger.Error("mqtt cannot tell who connects", slog.String("client", id), slog.Any("error", err))
 		return nil, &packet.Error{Code: packet.ServerUnavailable, Text: "the server cannot check who connects"}
 	}
-	s.met.refused.WithLabelValues(refusal.Class).Inc()
 	if s.cfg.Journal != nil {
 		s.cfg.Journal.Refused(cr, refusal)
 	}
-	s.logger.Warn("mqtt client turned away", slog.String("client", id), slog.String("remote", cr.Remote.String()),
+	level := slog.LevelWarn
+	if (refusal.Class == "busy" || refusal.Class == "unavailable") && !s.busy.tell(time.Now()) {
+		level = slog.LevelDebug // it is the server's trouble, and everybody's: one a minute speaks for all
+	}
+	s.logger.Log(ctx, level, "mqtt client turned away", slog.String("client", id), slog.String("remote", cr.Remote.String()),
 		slog.String("class", refusal.Class), slog.String("reason", refusal.Text))
 	code := byte(packet.NotAuthorized)
 	switch refusal.Class {
+	case "busy":
+		code = packet.ServerBusy
+	case "unavailable":
+		code = packet.ServerUnavailable
 	case "client_id":
 		code = packet.ClientIDNotValid
 	case "revoked":
@@ -246,7 +256,24 @@ func (c *conn) authenticate(id string, p *packet.Connect) (Principal, error) {
 			code = packet.BadUserOrPassword
 		}
 	}
-	return nil, &packet.Error{Code: code, Text: refusal.Text}
+	return nil, &turnedAway{&packet.Error{Code: code, Text: refusal.Text}, refusal.Class}
+}
+
+// turnedAway is the answer to a client that the Authenticator refuses.
+type turnedAway struct {
+	answer *packet.Error
+	class  string // of the refusal
+}
+
+func (t *turnedAway) Error() string { return t.answer.Error() }
+func (t *turnedAway) Unwrap() error { return t.answer }
+
+// A rarely says when something that happens often is to be told again.
+type rarely struct{ last atomic.Int64 }
+
+func (r *rarely) tell(now time.Time) bool {
+	last := r.last.Load()
+	return now.UnixMilli()-last >= time.Minute.Milliseconds() && r.last.CompareAndSwap(last, now.UnixMilli())
 }
 
 // will judges a CONNECT's will.

@@ -277,7 +277,7 @@ func (c *conn) submit(s *scratch) error {
 	held := c.held
 	c.held = 0
 	if held > 0 {
-		c.resetAllowed()
+		c.whole.Store(0)
 	}
 	if err := in.Submit(c.server.reading, c, held); err != nil {
 		c.held = held
