@@ -162,30 +162,6 @@ func TestWebhookErrorsDoNotTellTheURL(t *testing.T) {
 	}
 }
 
-func TestVerify(t *testing.T) {
-	now := time.Unix(1_800_000_000, 0)
-	body, key := []byte(`{"id":"a"}`), []byte(secret)
-	good := Sign(body, key, now)
-	f := func(name, header string, body, key []byte, at time.Time, ok bool) {
-		t.Helper()
-		if err := Verify(header, body, key, Tolerance, at); (err == nil) != ok {
-			t.Errorf("%s: got %v, want accepted %v", name, err, ok)
-		}
-	}
-	f("good", good, body, key, now, true)
-	f("what openssl makes", "t=1800000000,v1=bb1a031606bbb4abe0d08366dd3b72c6bd6b219011da6e4052d87231d5bca466", body, key, now, true)
-	f("five minutes old", good, body, key, now.Add(Tolerance), true)
-	f("replayed", good, body, key, now.Add(Tolerance+time.Second), false)
-	f("from the future", good, body, key, now.Add(-Tolerance-time.Second), false)
-	f("other body", good, []byte(`{"id":"b"}`), key, now, false)
-	f("other secret", good, body, []byte("other"), now, false)
-	f("no secret", Sign(body, nil, now), body, nil, now, false)
-	f("other time", strings.Replace(good, "t=1800000000", "t=1800000001", 1), body, key, now, false)
-	f("two signatures, while a secret changes", good+",v1=00ff", body, key, now, true)
-	f("empty", "", body, key, now, false)
-	f("no time", good[strings.IndexByte(good, ',')+1:], body, key, now, false)
-}
-
 func email(s *mailServer, ca string) Email {
 	return Email{
 		Host: "127.0.0.1", Port: s.port(), CAFile: ca, From: "Milepost <alerts@example.com>", To: []string{"ops@example.com", "anna@example.com"},

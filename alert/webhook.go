@@ -3,11 +3,8 @@ package alert
 import (
 	"bytes"
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,15 +12,15 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"strconv"
-	"strings"
 	"time"
+
+	"github.com/milepost/milepost/internal/webhook"
 )
 
 // Headers of a webhook request.
 const (
-	SignatureHeader   = "Milepost-Signature" // t=UNIX_SECONDS,v1=HEX of HMAC-SHA256(secret, t "." body)
-	IdempotencyHeader = "Idempotency-Key"    // Notification.ID: the same in every repetition
+	SignatureHeader   = webhook.SignatureHeader   // t=UNIX_SECONDS,v1=HEX of HMAC-SHA256(secret, t "." body)
+	IdempotencyHeader = webhook.IdempotencyHeader // Notification.ID: the same in every repetition
 )
 
 // A Webhook posts each notification as JSON.
@@ -131,7 +128,7 @@ func judgeResponse(resp *http.Response, answer []byte, now time.Time) error {
 	case code >= 300 && code < 400:
 		return &RefusedError{fmt.Errorf("receiver answered %s: redirects are not followed: configure %q itself", resp.Status, resp.Header.Get("Location"))}
 	case code >= 500, code == http.StatusTooManyRequests, code == http.StatusRequestTimeout, code == http.StatusTooEarly:
-		if after := retryAfter(resp.Header.Get("Retry-After"), now); after > 0 {
+		if after := webhook.RetryAfter(resp.Header.Get("Retry-After"), now); after > 0 {
 			return &BusyError{After: after, Err: err}
 		}
 		return err
@@ -139,60 +136,14 @@ func judgeResponse(resp *http.Response, answer []byte, now time.Time) error {
 	return &RefusedError{err}
 }
 
-// retryAfter reads seconds or an HTTP date; 0 if there is neither.
-func retryAfter(s string, now time.Time) time.Duration {
-	if n, err := strconv.ParseUint(s, 10, 31); err == nil {
-		return time.Duration(n) * time.Second //nolint:gosec // 31 bits
-	}
-	if t, err := http.ParseTime(s); err == nil {
-		return max(0, t.Sub(now))
-	}
-	return 0
-}
-
 // Sign returns the value of SignatureHeader for a body sent at a moment.
-func Sign(body, secret []byte, at time.Time) string {
-	t := strconv.FormatInt(at.Unix(), 10)
-	return "t=" + t + ",v1=" + hex.EncodeToString(mac(body, secret, t))
-}
-
-func mac(body, secret []byte, t string) []byte {
-	h := hmac.New(sha256.New, secret)
-	h.Write([]byte(t))
-	h.Write([]byte{'.'})
-	h.Write(body)
-	return h.Sum(nil)
-}
+func Sign(body, secret []byte, at time.Time) string { return webhook.Sign(body, secret, at) }
 
 // Tolerance is the usual age at which receivers stop believing a signature, against replay.
-const Tolerance = 5 * time.Minute
+const Tolerance = webhook.Tolerance
 
 // Verify is for receivers of webhooks: it checks that body was signed with secret, not longer than tolerance before or after
 // now. header is the request's SignatureHeader, body its bytes as they came, before any JSON decoding.
 func Verify(header string, body, secret []byte, tolerance time.Duration, now time.Time) error {
-	var t string
-	var sigs []string
-	for part := range strings.SplitSeq(header, ",") {
-		k, v, _ := strings.Cut(strings.TrimSpace(part), "=")
-		switch k {
-		case "t":
-			t = v
-		case "v1":
-			sigs = append(sigs, v)
-		}
-	}
-	sec, err := strconv.ParseInt(t, 10, 64)
-	if err != nil || len(sigs) == 0 || len(secret) == 0 {
-		return errors.New("signature: want t=SECONDS,v1=HEX and a secret")
-	}
-	if d := now.Sub(time.Unix(sec, 0)); d > tolerance || d < -tolerance {
-		return fmt.Errorf("signature: %v old: refused as a possible replay; check the clocks", d.Round(time.Second))
-	}
-	want := mac(body, secret, t)
-	for _, s := range sigs {
-		if got, err := hex.DecodeString(s); err == nil && hmac.Equal(got, want) {
-			return nil
-		}
-	}
-	return errors.New("signature: does not match body and secret")
+	return webhook.Verify(header, body, secret, tolerance, now)
 }

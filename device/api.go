@@ -2,7 +2,6 @@ package device
 
 import (
 	"crypto"
-	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
 	"encoding/base64"
@@ -19,6 +18,7 @@ import (
 
 	"golang.org/x/crypto/ocsp"
 
+	"github.com/milepost/milepost/internal/bearer"
 	"github.com/milepost/milepost/state"
 )
 
@@ -35,8 +35,8 @@ func (i *Identity) Register(mux *http.ServeMux) {
 				problem(w, http.StatusForbidden, err.Error())
 				return
 			}
-			if !i.authorized(r) {
-				w.Header().Set("WWW-Authenticate", `Bearer realm="milepost"`)
+			if !i.token.Allows(r) {
+				bearer.Ask(w)
 				problem(w, http.StatusUnauthorized, "this needs the bearer token of the API (http.token)")
 				return
 			}
@@ -67,15 +67,6 @@ func (i *Identity) Register(mux *http.ServeMux) {
 	public("GET /v1/ca/crl", i.getCRL)
 	public("POST /v1/ca/ocsp", i.ocsp)
 	public("GET /v1/ca/ocsp/{request...}", i.ocsp)
-}
-
-func (i *Identity) authorized(r *http.Request) bool {
-	if i.cfg.Token == "" {
-		return true
-	}
-	scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	sum := sha256.Sum256([]byte(strings.TrimSpace(given)))
-	return strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare(sum[:], i.token[:]) == 1
 }
 
 // answer runs a handler and turns its error into a problem.
@@ -350,8 +341,8 @@ func (i *Identity) postRotate(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-	} else if !i.authorized(r) {
-		w.Header().Set("WWW-Authenticate", `Bearer realm="milepost"`)
+	} else if !i.token.Allows(r) {
+		bearer.Ask(w)
 		problem(w, http.StatusUnauthorized, "this needs the device's present certificate (HTTPS), or the bearer token of the API (http.token)")
 		return nil
 	}

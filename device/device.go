@@ -14,7 +14,6 @@ package device
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -25,6 +24,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/milepost/milepost/internal/bearer"
 	"github.com/milepost/milepost/state"
 )
 
@@ -72,7 +72,7 @@ type Identity struct {
 	Journal *Journal
 
 	cfg     Config
-	token   [sha256.Size]byte
+	token   bearer.Token
 	metrics *metrics
 	staple  stapler                         // of the goroutine that keeps house, or of Open before it
 	serving atomic.Pointer[tls.Certificate] // what listeners show
@@ -96,7 +96,7 @@ func Open(ctx context.Context, cfg Config) (*Identity, error) {
 			}
 		}
 	}
-	i := &Identity{cfg: cfg, token: sha256.Sum256([]byte(cfg.Token)), metrics: newMetrics(cfg.Metrics)}
+	i := &Identity{cfg: cfg, token: bearer.New(cfg.Token), metrics: newMetrics(cfg.Metrics)}
 	if i.CA, err = OpenAuthority(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("open the certificate authority: %w", err)
 	}

@@ -7,6 +7,7 @@ type metrics struct {
 	refusals   *prometheus.CounterVec
 	enrolments *prometheus.CounterVec
 	passwords  *prometheus.CounterVec
+	waiting    prometheus.Gauge
 	evicted    prometheus.Counter
 	devices    *prometheus.GaugeVec
 	expiring   prometheus.Gauge
@@ -27,6 +28,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		passwords: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "milepost_device_password_checks_total", Help: "Passwords checked: hashed, or remembered from a moment ago.",
 		}, []string{"how"}),
+		waiting: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "milepost_device_password_checks_waiting", Help: "Connections that wait for their password to be hashed.",
+		}),
 		evicted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "milepost_device_journal_evicted_total", Help: "Journals of devices or strangers that made room for others.",
 		}),
@@ -49,7 +53,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, how := range []string{"hashed", "remembered"} {
 		m.passwords.WithLabelValues(how)
 	}
-	reg.MustRegister(m.refusals, m.enrolments, m.passwords, m.evicted, m.devices, m.expiring, m.serverEnds)
+	reg.MustRegister(m.refusals, m.enrolments, m.passwords, m.waiting, m.evicted, m.devices, m.expiring, m.serverEnds)
 	return m
 }
 
@@ -74,6 +78,12 @@ func (m *metrics) hit(remembered bool) {
 		how = "remembered"
 	}
 	m.passwords.WithLabelValues(how).Inc()
+}
+
+func (m *metrics) queued(n int) {
+	if m != nil {
+		m.waiting.Set(float64(n))
+	}
 }
 
 func (m *metrics) evict() {

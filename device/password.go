@@ -13,7 +13,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/argon2"
@@ -73,21 +72,28 @@ const (
 	rememberFor   = time.Hour
 	rememberWrong = time.Minute // a device with a wrong password asks all day
 	rememberMost  = 65536       // the oldest goes first
-	waitingMost   = 4096        // for a hash; the next is told to come again
+	waitingMost   = 4096        // for a hash, whatever they cost
+	waitingOfOne  = 2           // for a hash of one device: its connection, and one that it has given up
 )
 
 // passwords checks passwords. Hashing is made to be slow, so no more run at one time than there are processors (each takes 19 MiB),
 // and what was found a moment ago is remembered: as a keyed hash, which is of no use outside this process.
+//
+// Others wait in line, and only as many as can be served before their connections' time is over: who comes later is told so at once, rather
+// than after having waited in vain. So when a fleet comes back to a server that remembers nothing, hashing goes on at the machine's
+// pace, each hash is one that its device waits for, and memory is that of the hashes that run.
 type passwords struct {
 	plain   bool // take them without TLS too
 	key     [32]byte
 	slots   chan struct{}
-	waiting atomic.Int32
 	metrics *metrics
 
-	mu    sync.Mutex // guards the two below
-	known map[[32]byte]*list.Element
-	order *list.List // of remembered, the newest in front
+	mu      sync.Mutex // guards the rest
+	known   map[[32]byte]*list.Element
+	order   *list.List     // of remembered, the newest in front
+	waiting int            // those that are being hashed included
+	of      map[string]int // of it, by device
+	pace    time.Duration  // what a hash takes, of late; 0: not known
 }
 
 type remembered struct {
@@ -97,7 +103,10 @@ type remembered struct {
 }
 
 func newPasswords(plain bool, m *metrics) (*passwords, error) {
-	p := &passwords{plain: plain, slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0))), metrics: m, known: map[[32]byte]*list.Element{}, order: list.New()}
+	p := &passwords{
+		plain: plain, slots: make(chan struct{}, max(1, runtime.GOMAXPROCS(0))), metrics: m,
+		known: map[[32]byte]*list.Element{}, order: list.New(), of: map[string]int{},
+	}
 	_, err := rand.Read(p.key[:])
 	return p, err
 }
@@ -112,29 +121,72 @@ func (p *passwords) check(ctx context.Context, user, hash string, password []byt
 	_, _ = m.Write(password)
 	key := [32]byte(m.Sum(nil))
 	right, ok := p.recall(key, time.Now())
-	if p.metrics.hit(ok); !ok {
-		if p.waiting.Add(1) > waitingMost {
-			p.waiting.Add(-1)
-			return refuse(Busy, "too many passwords are being checked: connect again in a minute")
+	if !ok {
+		if err := p.enter(ctx, user); err != nil {
+			return err
 		}
-		defer p.waiting.Add(-1)
+		defer p.leave(user)
 		select {
 		case p.slots <- struct{}{}:
+			defer func() { <-p.slots }()
 		case <-ctx.Done():
-			return refuse(Busy, "the connection ended while its password waited to be checked")
+			return refuse(Busy, "the connection's time was over while its password waited to be checked: connect again in a minute")
 		}
+		right, ok = p.recall(key, time.Now()) // a connection that the device has given up may have been served
+	}
+	if p.metrics.hit(ok); !ok {
+		began := time.Now()
 		var err error
-		right, err = verifyPassword(hash, password)
-		<-p.slots
-		if err != nil {
+		if right, err = verifyPassword(hash, password); err != nil {
 			return refuse(WrongPassword, "device %s: %v", user, err)
 		}
+		p.learn(time.Since(began))
 		p.remember(key, right, time.Now())
 	}
 	if !right {
 		return wrong
 	}
 	return nil
+}
+
+// enter lets a connection into the line, if it can be served in its time.
+func (p *passwords) enter(ctx context.Context, user string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	late := false
+	if deadline, ok := ctx.Deadline(); ok {
+		late = time.Until(deadline) < p.pace*time.Duration(p.waiting/cap(p.slots)+1)
+	}
+	switch {
+	case late || p.waiting >= waitingMost:
+		return refuse(Busy, "%d passwords are being checked, which takes longer than this connection has: connect again in a minute", p.waiting)
+	case p.of[user] >= waitingOfOne:
+		return refuse(Busy, "%d other connections of device %s wait for their password to be checked: connect again in a minute", p.of[user], user)
+	}
+	p.waiting++
+	p.of[user]++
+	p.metrics.queued(p.waiting)
+	return nil
+}
+
+func (p *passwords) leave(user string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.waiting--
+	if p.of[user]--; p.of[user] == 0 {
+		delete(p.of, user)
+	}
+	p.metrics.queued(p.waiting)
+}
+
+// learn notes what a hash took.
+func (p *passwords) learn(took time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pace == 0 {
+		p.pace = took
+	}
+	p.pace += (took - p.pace) / 8
 }
 
 func (p *passwords) recall(key [32]byte, now time.Time) (right, ok bool) {

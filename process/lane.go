@@ -153,7 +153,7 @@ func (l *lane) fetch(most int, deadline time.Time) (recs []stream.Record, skippe
 			if l.quiet = len(raw) == 0; !l.quiet {
 				l.seen = raw[len(raw)-1].Time
 			}
-			l.setIdle(l.quiet)
+			l.read(raw, len(recs) == 0)
 			return recs, skipped, nil
 		case l.r.read.Err() != nil:
 			return nil, 0, errStopping
@@ -465,8 +465,13 @@ func (l *lane) processed(recs []stream.Record, took time.Duration) {
 	l.sizes.Observe(float64(len(recs)))
 }
 
-func (l *lane) setIdle(idle bool) {
+// read notes what was read. Records that are all passed over are done with, and the iterator is as old as they are: one that waits for a
+// rare record is not behind.
+func (l *lane) read(raw []stream.Record, passed bool) {
 	l.mu.Lock()
-	l.idle = idle
+	l.idle = l.quiet
+	if passed && len(raw) > 0 {
+		l.last = raw[len(raw)-1].Time
+	}
 	l.mu.Unlock()
 }

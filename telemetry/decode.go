@@ -48,6 +48,12 @@ const (
 	fieldStatus
 )
 
+// Reserved tells whether no signal can have the name, because the JSON format means something else by it.
+func Reserved(name string) bool {
+	f, _ := fieldOf(name)
+	return f >= fieldVehicle
+}
+
 // fieldOf tells what a key means. No signal can have a reserved field's name.
 func fieldOf(key string) (field, SignalID) {
 	switch key {

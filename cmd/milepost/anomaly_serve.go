@@ -60,7 +60,7 @@ func (s *server) openAnomaly(ctx context.Context, _ vfs.FS) error {
 		}), process.Options{MaxAttempts: 5}); err != nil {
 			return err
 		}
-		if err := s.startBeside(ctx, r, nil); err != nil {
+		if err := s.startBeside(ctx, readingsStream, r, nil); err != nil {
 			return err
 		}
 	}
@@ -82,7 +82,7 @@ func (s *server) openAnomaly(ctx context.Context, _ vfs.FS) error {
 		if err := r.AddHandler(h, process.Options{BatchSize: max(500, e.Batch), MaxAttempts: 5, Output: e.Output}); err != nil {
 			return err
 		}
-		if err := s.startBeside(ctx, r, nil); err != nil {
+		if err := s.startBeside(ctx, readingsStream, r, nil); err != nil {
 			return err
 		}
 	}

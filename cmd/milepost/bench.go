@@ -35,7 +35,7 @@ func benches() []bench {
 	return []bench{
 		{"log", "the log alone: records/s appended and read", benchLog},
 		{"batch", "HTTP batches end to end: durable, decoded, judged, in state, in Parquet", benchBatch},
-		{"mqtt", "MQTT: one and 20 packets a write, QoS 1 and 0, beside mosquitto; with -idle, memory of idle connections", benchMQTT},
+		{"mqtt", "MQTT: one and 20 packets a write, QoS 1 and 0, beside mosquitto; with -idle or -storm, that instead", benchMQTT},
 		{"kinesis", "the Kinesis API: signed puts, reads, fan-out", benchKinesis},
 		{"latency", "publish to visible at a fixed rate", benchLatency},
 		{"recovery", "time to be ready after kill -9", benchRecovery},
@@ -54,6 +54,7 @@ type benchRun struct {
 	rate     int
 	rows     int
 	idle     int
+	storm    int
 	figures  []figure
 	current  string
 }
@@ -86,6 +87,7 @@ func runBench(ctx context.Context, e *env, args []string) error {
 	fs.IntVar(&b.rate, "rate", 50_000, "readings a second of the latency bench")
 	fs.IntVar(&b.rows, "rows", 5_000_000, "rows of the query bench's lake")
 	fs.IntVar(&b.idle, "idle", 0, "idle MQTT connections whose memory the mqtt bench measures, plain and over TLS; as many as the limit of open files allows")
+	fs.IntVar(&b.storm, "storm", 0, "devices that the mqtt bench connects over TLS, cuts off by kill -9, and lets come back at once with a backlog")
 	fs.StringVar(&b.dir, "dir", "", "where to put data (default: a temporary directory; use the disk that you mean to measure)")
 	jsonTo := fs.String("json", "", "also write the figures as JSON to this file, - for standard output instead of the table")
 	names, err := parse(fs, args)

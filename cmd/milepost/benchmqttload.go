@@ -3,24 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
-	"errors"
 	"fmt"
-	"io"
-	"math/big"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -52,10 +41,8 @@ func (l mqttLoad) String() string {
 }
 
 func benchMQTT(ctx context.Context, b *benchRun) error {
-	if b.idle > 0 {
-		if err := benchIdle(ctx, b); err != nil {
-			return err
-		}
+	if b.idle > 0 || b.storm > 0 {
+		return benchCrowds(ctx, b)
 	}
 	s, err := b.serve(ctx, "mqtt")
 	if err != nil {
@@ -258,157 +245,4 @@ func benchMosquitto(ctx context.Context, b *benchRun) error {
 		b.add("mosquitto acknowledgement p99", ms(percentile(took, 0.99)), "ms", "")
 	}
 	return nil
-}
-
-// benchIdle measures what the server's memory grows by with idle connections.
-func benchIdle(ctx context.Context, b *benchRun) error {
-	if err := os.MkdirAll(b.dir, 0o755); err != nil { //nolint:gosec // a data directory
-		return err
-	}
-	cert, key, roots, err := benchCertificate(b.dir)
-	if err != nil {
-		return err
-	}
-	tlsAddr, err := freeLoopback()
-	if err != nil {
-		return err
-	}
-	want := b.idle
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		return err
-	}
-	if most := int(min(limit.Max, 1<<30)) - 500; want > most { //nolint:gosec // bounded
-		fmt.Fprintf(b.progress, "  %d connections instead of %d: the limit of open files is %d\n", most, want, limit.Max)
-		want = most
-	}
-	for _, overTLS := range []bool{false, true} {
-		s, err := b.serve(ctx, fmt.Sprintf("idle-%v", overTLS), func(c *Config) {
-			c.MQTT.MaxConnections = want + 100
-			c.MQTT.TLS.Listen, c.MQTT.TLS.Cert, c.MQTT.TLS.Key = tlsAddr, cert, key
-		})
-		if err != nil {
-			return err
-		}
-		addr, name := s.mqtt, "TCP"
-		var conf *tls.Config
-		if overTLS {
-			addr, name, conf = tlsAddr, "TLS", &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS12, ClientSessionCache: nil}
-		}
-		err = b.idleOver(ctx, s, addr, name, conf, want)
-		if e := s.stop(); err == nil {
-			err = e
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (b *benchRun) idleOver(ctx context.Context, s *benchServer, addr, name string, conf *tls.Config, n int) error {
-	s.collectGarbage(ctx)
-	before := s.memory("VmRSS:")
-	conns := make([]net.Conn, n)
-	defer func() {
-		for _, c := range conns {
-			if c != nil {
-				c.Close() //nolint:errcheck,gosec // idle
-			}
-		}
-	}()
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	errs := make([]error, 16)
-	began := time.Now()
-	for w := range errs {
-		wg.Go(func() {
-			for ctx.Err() == nil && errs[w] == nil {
-				i := int(next.Add(1)) - 1
-				if i >= n {
-					return
-				}
-				conns[i], errs[w] = dialIdle(ctx, addr, fmt.Sprintf("idle-%d", i), conf, i)
-			}
-		})
-	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
-	took := time.Since(began)
-	s.collectGarbage(ctx)
-	s.collectGarbage(ctx) // stacks shrink in one cycle and are given back in the next
-	b.add(fmt.Sprintf("memory per idle %s connection, %d of them", name, n), (s.memory("VmRSS:")-before)/float64(n)/1024, "KiB", "")
-	b.add(name+" connections/s while connecting", float64(n)/took.Seconds(), "/s", "")
-	return nil
-}
-
-// collectGarbage makes the server collect garbage and give memory back, as it does by itself in time.
-func (s *benchServer) collectGarbage(ctx context.Context) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.http+"/debug/pprof/heap?gc=1", nil)
-	if err != nil {
-		return
-	}
-	if resp, err := http.DefaultClient.Do(req); err == nil {
-		_, _ = io.Copy(io.Discard, resp.Body)
-		_ = resp.Body.Close()
-	}
-}
-
-// dialIdle connects from one of many loopback addresses, because one has 28,000 ports.
-func dialIdle(ctx context.Context, addr, id string, conf *tls.Config, i int) (net.Conn, error) {
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(1+i/20_000))}}
-	conn, err := d.DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return nil, err
-	}
-	if conf != nil {
-		conn = tls.Client(conn, conf)
-	}
-	_ = conn.SetDeadline(time.Now().Add(time.Minute))
-	p := append([]byte{0x10, byte(12 + len(id)), 0, 4, 'M', 'Q', 'T', 'T', 4, 2, 0, 0, 0, byte(len(id))}, id...)
-	var ack [4]byte
-	if _, err = conn.Write(p); err == nil {
-		_, err = io.ReadFull(conn, ack[:])
-	}
-	if err == nil && ack[3] != 0 {
-		err = fmt.Errorf("connection refused with code %d", ack[3])
-	}
-	if err != nil {
-		conn.Close() //nolint:errcheck,gosec // already failed
-		return nil, fmt.Errorf("%s: %w", id, err)
-	}
-	return conn, nil
-}
-
-// benchCertificate makes a certificate for localhost.
-func benchCertificate(dir string) (cert, key string, roots *x509.CertPool, err error) {
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return "", "", nil, err
-	}
-	now := time.Now()
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(now.UnixNano()), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour),
-		DNSNames: []string{"localhost"}, IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
-	if err != nil {
-		return "", "", nil, err
-	}
-	parsed, err := x509.ParseCertificate(der)
-	if err != nil {
-		return "", "", nil, err
-	}
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		return "", "", nil, err
-	}
-	cert, key = filepath.Join(dir, "bench.crt"), filepath.Join(dir, "bench.key")
-	roots = x509.NewCertPool()
-	roots.AddCert(parsed)
-	return cert, key, roots, errors.Join(
-		os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600),
-		os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), 0o600))
 }

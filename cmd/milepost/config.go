@@ -15,6 +15,7 @@ import (
 
 	"github.com/milepost/milepost/alert"
 	"github.com/milepost/milepost/internal/conf"
+	"github.com/milepost/milepost/internal/nearest"
 	"github.com/milepost/milepost/process/lambda"
 	"github.com/milepost/milepost/process/rule"
 	"github.com/milepost/milepost/process/window"
@@ -215,7 +216,7 @@ func (c *RulesConfig) specs() ([]rule.Spec, error) {
 	for _, name := range slices.Sorted(maps.Keys(c.Change)) {
 		if !slices.Contains(names, name) {
 			msg := fmt.Sprintf("rules.change.%s: there is no such shipped rule", name)
-			if near := conf.Nearest(name, names); near != "" {
+			if near := nearest.Word(name, names); near != "" {
 				msg += "; did you mean " + near + "?"
 			}
 			return nil, errors.New(msg)
@@ -392,6 +393,11 @@ func loadConfig(path string) (*Config, error) {
 			return nil, fmt.Errorf("read configuration: %w", err)
 		}
 	}
+	return parseConfig(path, data)
+}
+
+// parseConfig is loadConfig for what the file contains.
+func parseConfig(path string, data []byte) (*Config, error) {
 	c := Config{dir: filepath.Dir(path)}
 	if err := conf.Load(data, &c); err != nil {
 		return nil, fmt.Errorf("%s:\n%w", path, err)

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	_ "embed"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -25,7 +28,7 @@ func runDemo(ctx context.Context, e *env, args []string) error {
 	} else if len(rest) > 0 {
 		return usagef("unexpected %q", rest[0])
 	}
-	cfg, err := loadConfig("")
+	cfg, err := demoConfig()
 	if err != nil {
 		return err
 	}
@@ -68,6 +71,29 @@ func runDemo(ctx context.Context, e *env, args []string) error {
 	}
 	fmt.Fprintln(e.stdout, "  Stopped. Everything acknowledged is on disk.")
 	return nil
+}
+
+//go:embed demo.yaml
+var demoYAML []byte
+
+// demoConfig is the defaults, with some windows, a query and a function.
+func demoConfig() (*Config, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this program, to run it as a function: %w", err)
+	}
+	quoted, err := json.Marshal(exe)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := parseConfig("demo.yaml", bytes.Replace(demoYAML, []byte("PROGRAM"), quoted, 1))
+	if err != nil {
+		return nil, err
+	}
+	if !sqlBuilt() {
+		cfg.Queries = nil
+	}
+	return cfg, nil
 }
 
 // orFree returns addr, or the same host with any free port if somebody listens there.

@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"net/http"
 	"path/filepath"
-	"strings"
 
+	"github.com/milepost/milepost/internal/bearer"
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/process"
 	"github.com/milepost/milepost/process/lambda"
@@ -70,16 +68,12 @@ func (c *Config) resolve() {
 // guarded lets everybody who reaches the dashboard look, and those change things who have the token, if there is one. Requests from other
 // sites' pages change nothing.
 func (s *server) guarded(next http.Handler) http.Handler {
-	token := sha256.Sum256([]byte(s.cfg.HTTP.Token))
+	token := bearer.New(s.cfg.HTTP.Token)
 	return http.NewCrossOriginProtection().Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if s.cfg.HTTP.Token != "" && r.Method != http.MethodGet && r.Method != http.MethodHead {
-			scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-			sum := sha256.Sum256([]byte(given))
-			if subtle.ConstantTimeCompare(sum[:], token[:]) != 1 || !strings.EqualFold(scheme, "Bearer") {
-				w.Header().Set("WWW-Authenticate", `Bearer realm="milepost"`)
-				http.Error(w, "send the token of http.token: Authorization: Bearer <token>", http.StatusUnauthorized)
-				return
-			}
+		if r.Method != http.MethodGet && r.Method != http.MethodHead && !token.Allows(r) {
+			bearer.Ask(w)
+			http.Error(w, "send the token of http.token: Authorization: Bearer <token>", http.StatusUnauthorized)
+			return
 		}
 		next.ServeHTTP(w, r)
 	}))

@@ -14,7 +14,7 @@ import (
 	"syscall"
 	_ "time/tzdata" // --zone works on machines without a zone database
 
-	"github.com/milepost/milepost/internal/conf"
+	"github.com/milepost/milepost/internal/nearest"
 )
 
 // A verb is one command. run gets the arguments after it.
@@ -62,6 +62,14 @@ func main() {
 		benchBootstrap(h)
 		return
 	}
+	if os.Getenv(benchDevicesVariable) != "" {
+		runBenchDevices()
+		return
+	}
+	if os.Getenv(demoHandlerVariable) != "" {
+		demoHandler()
+		return
+	}
 	// The second signal ends the program at once: draining is worth waiting for, but not for ever.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
@@ -93,7 +101,7 @@ func run(ctx context.Context, e *env, args []string) int {
 		return exitFailed
 	}
 	msg := fmt.Sprintf("milepost: unknown command %q", args[0])
-	if near := conf.Nearest(args[0], names); near != "" {
+	if near := nearest.Word(args[0], names); near != "" {
 		msg += fmt.Sprintf("; did you mean %q?", near)
 	}
 	fmt.Fprintln(e.stderr, msg+"\nRun 'milepost help' for the list.")

@@ -63,7 +63,7 @@ func converting(
 ) func(dst []byte, topic, device string, data []byte) ([]byte, []ingest.Unread, error) {
 	outputs := sync.Pool{New: func() any { return format.NewOutput(admit.Catalog()) }}
 	return func(dst []byte, topic, device string, data []byte) ([]byte, []ingest.Unread, error) {
-		o := outputs.Get().(*format.Output) //nolint:forcetypeassert // nothing else is in it
+		o := outputs.Get().(*format.Output) //nolint:errcheck,forcetypeassert // nothing else is in it
 		defer outputs.Put(o)
 		o.Reset()
 		o.Lines = dst
@@ -94,7 +94,7 @@ func converting(
 func (s *server) openMQTT(ctx context.Context) error {
 	m := s.cfg.MQTT
 	cfg := mqtt.Config{
-		Address: m.Listen, WebSocketAddress: m.WebSocket, MaxConnections: m.MaxConnections, Logger: s.log, Metrics: s.reg,
+		Address: m.Listen, WebSocketAddress: m.WebSocket, MaxConnections: s.connections(), Logger: s.log, Metrics: s.reg,
 		Journal: gatekeeper{s.devices.Identity},
 	}
 	if err := s.mqttTLS(&cfg); err != nil {

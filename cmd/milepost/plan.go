@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/milepost/milepost/internal/conf"
+	"github.com/milepost/milepost/internal/nearest"
 	"github.com/milepost/milepost/process/window"
 )
 
@@ -20,7 +21,7 @@ func (c *Config) plan(row func(k, format string, args ...any)) {
 			return
 		}
 		hint := "unless the Kinesis API has made it, name it under streams"
-		if near := conf.Nearest(name, append(slices.Sorted(maps.Keys(c.Streams)), readingsStream)); near != "" {
+		if near := nearest.Word(name, append(slices.Sorted(maps.Keys(c.Streams)), readingsStream)); near != "" {
 			hint = fmt.Sprintf("did you mean %s? If not, and the Kinesis API has not made it, name it under streams", near)
 		}
 		notes = append(notes, fmt.Sprintf("%s: %s is not under streams; %s", what, name, hint))

@@ -42,7 +42,12 @@ func (s *server) Status(ctx context.Context) (web.PipelineStatus, error) {
 		st.Streams = append(st.Streams, x)
 	}
 	for _, f := range s.runner.Status(ctx) {
-		st.Functions = append(st.Functions, functionStatus(f))
+		st.Functions = append(st.Functions, functionStatus(readingsStream, f))
+	}
+	for _, b := range s.beside {
+		for _, f := range b.runner.Status(ctx) {
+			st.Functions = append(st.Functions, functionStatus(b.stream, f))
+		}
 	}
 	st.Functions = append(st.Functions, m.kinesisReaders()...)
 	a := s.archive.Status()
@@ -208,8 +213,8 @@ func (m samples) kinesisReaders() []web.FunctionStatus {
 	return out
 }
 
-func functionStatus(f process.FunctionStatus) web.FunctionStatus {
-	out := web.FunctionStatus{Name: f.Name, Stream: readingsStream, LastError: f.Error}
+func functionStatus(name string, f process.FunctionStatus) web.FunctionStatus {
+	out := web.FunctionStatus{Name: f.Name, Stream: name, LastError: f.Error}
 	var newest time.Time
 	for _, sh := range f.Shards {
 		lag := web.FunctionLag{Shard: sh.Shard}

@@ -19,7 +19,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/milepost/milepost/internal/conf"
+	"github.com/milepost/milepost/internal/nearest"
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/stream"
 )
@@ -265,7 +265,7 @@ func (t *trial) put(ctx context.Context) (watched []string, err error) {
 // known says which streams there are.
 func (t *trial) known(name string) string {
 	names := append(slices.Sorted(maps.Keys(t.s.cfg.Streams)), readingsStream, deadStream)
-	if near := conf.Nearest(name, names); near != "" {
+	if near := nearest.Word(name, names); near != "" {
 		return fmt.Sprintf("; did you mean %s?", near)
 	}
 	return ": name it under streams:; there are " + strings.Join(names, ", ")

@@ -81,7 +81,7 @@ func (s *server) openWindowsOf(ctx context.Context, name string, defs []*window.
 	if err := r.AddFolder(w, process.Options{MaxAttempts: 5}); err != nil {
 		return err
 	}
-	return s.startBeside(ctx, r, func(ctx context.Context) {
+	return s.startBeside(ctx, name, r, func(ctx context.Context) {
 		if err := w.Run(ctx); err != nil {
 			s.log.ErrorContext(ctx, "windows over several shards", "stream", name, "error", err)
 		}
@@ -90,12 +90,13 @@ func (s *server) openWindowsOf(ctx context.Context, name string, defs []*window.
 
 // A beside is a runner beside the fleet's.
 type beside struct {
+	stream string
 	runner *process.Runner
 	stop   context.CancelFunc // of what works with it
 }
 
-// startBeside starts a runner, and what works with it if there is something; closeBeside ends both.
-func (s *server) startBeside(ctx context.Context, r *process.Runner, work func(context.Context)) error {
+// startBeside starts a runner over the stream of that name, and what works with it if there is something; closeBeside ends both.
+func (s *server) startBeside(ctx context.Context, name string, r *process.Runner, work func(context.Context)) error {
 	if err := r.Start(); err != nil {
 		return err
 	}
@@ -103,7 +104,7 @@ func (s *server) startBeside(ctx context.Context, r *process.Runner, work func(c
 	if work != nil {
 		s.workers.Go(func() { work(working) }) // closeRooms waits
 	}
-	s.beside = append(s.beside, beside{r, stop})
+	s.beside = append(s.beside, beside{name, r, stop})
 	s.onFailure(func() error {
 		stop()
 		return r.Stop(context.WithoutCancel(ctx))

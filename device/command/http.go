@@ -2,8 +2,6 @@ package command
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/milepost/milepost/internal/bearer"
 )
 
 // A Handler answers
@@ -23,10 +23,9 @@ import (
 //
 // Errors are problem documents (RFC 9457).
 type Handler struct {
-	desk *Desk
-	sum  [sha256.Size]byte
-	open bool
-	mux  *http.ServeMux
+	desk  *Desk
+	token bearer.Token
+	mux   *http.ServeMux
 }
 
 const (
@@ -38,7 +37,7 @@ const (
 
 // NewHandler returns a Handler. The token, if not empty, must come with every request: "Authorization: Bearer <token>".
 func NewHandler(d *Desk, token string) *Handler {
-	h := &Handler{desk: d, sum: sha256.Sum256([]byte(token)), open: token == "", mux: http.NewServeMux()}
+	h := &Handler{desk: d, token: bearer.New(token), mux: http.NewServeMux()}
 	h.mux.HandleFunc("POST "+pathAll, h.issue)
 	h.mux.HandleFunc("GET "+pathAll, h.list)
 	h.mux.HandleFunc("GET "+pathOne, h.one)
@@ -54,14 +53,10 @@ func (h *Handler) Register(mux *http.ServeMux) {
 
 // ServeHTTP answers a request for one of the paths.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !h.open {
-		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-		sum := sha256.Sum256([]byte(token))
-		if subtle.ConstantTimeCompare(sum[:], h.sum[:]) != 1 || !strings.EqualFold(scheme, "Bearer") {
-			w.Header().Set("WWW-Authenticate", `Bearer realm="milepost"`)
-			problem(w, http.StatusUnauthorized, "send the token: Authorization: Bearer <token>")
-			return
-		}
+	if !h.token.Allows(r) {
+		bearer.Ask(w)
+		problem(w, http.StatusUnauthorized, "send the token: Authorization: Bearer <token>")
+		return
 	}
 	h.mux.ServeHTTP(w, r)
 }

@@ -2,12 +2,11 @@ package shadow
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"io"
 	"net/http"
-	"strings"
 	"time"
+
+	"github.com/milepost/milepost/internal/bearer"
 )
 
 // A Handler answers as the data plane of AWS IoT does:
@@ -18,8 +17,7 @@ import (
 // Errors are {"message"} with the header x-amzn-ErrorType.
 type Handler struct {
 	keeper *Keeper
-	sum    [sha256.Size]byte
-	open   bool
+	token  bearer.Token
 	mux    *http.ServeMux
 }
 
@@ -30,7 +28,7 @@ const (
 
 // NewHandler returns a Handler. The token, if not empty, must come with every request: "Authorization: Bearer <token>".
 func NewHandler(k *Keeper, token string) *Handler {
-	h := &Handler{keeper: k, sum: sha256.Sum256([]byte(token)), open: token == "", mux: http.NewServeMux()}
+	h := &Handler{keeper: k, token: bearer.New(token), mux: http.NewServeMux()}
 	h.mux.HandleFunc("GET "+pathShadow, h.serve(k.Get))
 	h.mux.HandleFunc("POST "+pathShadow, h.serve(k.Update))
 	h.mux.HandleFunc("DELETE "+pathShadow, h.serve(k.Delete))
@@ -46,13 +44,9 @@ func (h *Handler) Register(mux *http.ServeMux) {
 
 // ServeHTTP answers a request for one of the paths.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !h.open {
-		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-		sum := sha256.Sum256([]byte(token))
-		if subtle.ConstantTimeCompare(sum[:], h.sum[:]) != 1 || !strings.EqualFold(scheme, "Bearer") {
-			refuse(w, fault(http.StatusUnauthorized, "Unauthorized: send the token: Authorization: Bearer <token>"))
-			return
-		}
+	if !h.token.Allows(r) {
+		refuse(w, fault(http.StatusUnauthorized, "Unauthorized: send the token: Authorization: Bearer <token>"))
+		return
 	}
 	h.mux.ServeHTTP(w, r)
 }
@@ -94,7 +88,7 @@ func refuse(w http.ResponseWriter, f *Fault) {
 		kind = "InvalidRequestException"
 	case http.StatusUnauthorized:
 		kind = "UnauthorizedException"
-		w.Header().Set("WWW-Authenticate", `Bearer realm="milepost"`)
+		bearer.Ask(w)
 	case http.StatusNotFound:
 		kind = "ResourceNotFoundException"
 	case http.StatusConflict:

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"math"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 
@@ -119,7 +118,7 @@ func (o *Output) set(id telemetry.SignalID, v float64) {
 // named sets a signal by name. Names that have another meaning in a reading get an underscore; a name that the catalog does
 // not take any more is left out, as it would be in Milepost's own format.
 func (o *Output) named(name string, v float64) {
-	if reserved(name) {
+	if telemetry.Reserved(name) {
 		name += "_"
 	}
 	if id, ok := o.catalog.Intern(name); ok {
@@ -161,13 +160,6 @@ func clip(s string) string {
 		return strings.ToValidUTF8(s[:64], "") + "…"
 	}
 	return s
-}
-
-// reserved tells whether a field of that name is no signal in Milepost's JSON.
-func reserved(name string) bool {
-	return slices.Contains([]string{
-		"truck_id", "vehicle_id", "ts", "time", "timestamp", "ts_s", "lat", "latitude", "long", "lon", "lng", "longitude", "status",
-	}, name)
 }
 
 // snake writes a foreign name the way signals are written: "engineTemp", "Engine/Temperature" and "Engine Temperature" become

@@ -146,7 +146,7 @@ func (f *foreign) welcome(w http.ResponseWriter, r *http.Request, query url.Valu
 		w.Header().Set("Allow", allow)
 		return &problem{status: http.StatusMethodNotAllowed, detail: "use " + allow}
 	}
-	if !f.open {
+	if f.token.Asked() {
 		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 		if _, password, ok := r.BasicAuth(); ok {
 			scheme, token = "Bearer", password
@@ -156,10 +156,8 @@ func (f *foreign) welcome(w http.ResponseWriter, r *http.Request, query url.Valu
 				scheme, token = "Bearer", query.Get(key)
 			}
 		}
-		if strings.EqualFold(scheme, "Token") {
-			scheme = "Bearer"
-		}
-		if !f.allows(scheme, token) {
+		known := strings.EqualFold(scheme, "Bearer") || strings.EqualFold(scheme, "Token")
+		if !known || !f.token.Is(token) {
 			f.door.Refuse(ingest.Unwelcome, 1)
 			w.Header().Set("WWW-Authenticate", `Basic realm="milepost"`)
 			return &problem{status: http.StatusUnauthorized, detail: "send the token: as a bearer token, as the password, or as token= in the query"}

@@ -7,8 +7,6 @@ package httpapi
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +21,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/milepost/milepost/ingest"
+	"github.com/milepost/milepost/internal/bearer"
 	"github.com/milepost/milepost/telemetry"
 )
 
@@ -39,8 +38,7 @@ const zstdBlock = 128 << 10 // the largest block of a zstd frame, decoded
 // A Handler answers both paths. It starts no goroutines; when the http.Server has shut down, it is done.
 type Handler struct {
 	door    *ingest.Door
-	token   [sha256.Size]byte
-	open    bool // no token needed
+	token   bearer.Token
 	timeout time.Duration
 	limits  ingest.Limits
 	mux     *http.ServeMux
@@ -59,7 +57,7 @@ type scratch struct {
 // New returns a Handler.
 func New(cfg Config, admit *ingest.Admitter) (*Handler, error) {
 	h := &Handler{
-		door: admit.Door("http"), open: cfg.Token == "", token: sha256.Sum256([]byte(cfg.Token)), timeout: cfg.BodyTimeout,
+		door: admit.Door("http"), token: bearer.New(cfg.Token), timeout: cfg.BodyTimeout,
 		limits: admit.Limits(), mux: http.NewServeMux(),
 	}
 	if h.timeout <= 0 {
@@ -130,13 +128,10 @@ func (h *Handler) check(w http.ResponseWriter, r *http.Request) *problem {
 		w.Header().Set("Allow", http.MethodPost)
 		return &problem{status: http.StatusMethodNotAllowed, detail: "use POST"}
 	}
-	if !h.open {
-		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-		if !h.allows(scheme, token) {
-			h.door.Refuse(ingest.Unwelcome, 1)
-			w.Header().Set("WWW-Authenticate", `Bearer realm="milepost"`)
-			return &problem{status: http.StatusUnauthorized, detail: "send the token: Authorization: Bearer <token>"}
-		}
+	if !h.token.Allows(r) {
+		h.door.Refuse(ingest.Unwelcome, 1)
+		bearer.Ask(w)
+		return &problem{status: http.StatusUnauthorized, detail: "send the token: Authorization: Bearer <token>"}
 	}
 	if r.ContentLength > int64(h.limits.MaxBody) {
 		h.door.Refuse(ingest.TooLarge, 1)
@@ -149,12 +144,6 @@ func (h *Handler) check(w http.ResponseWriter, r *http.Request) *problem {
 		}
 	}
 	return nil
-}
-
-// allows tells whether a token is the one.
-func (h *Handler) allows(scheme, token string) bool {
-	sum := sha256.Sum256([]byte(token))
-	return subtle.ConstantTimeCompare(sum[:], h.token[:]) == 1 && strings.EqualFold(scheme, "Bearer")
 }
 
 // body reads and decompresses the request's body.

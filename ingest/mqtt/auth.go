@@ -34,7 +34,7 @@ type Principal interface {
 
 // A Refusal is why a client may not connect.
 type Refusal struct {
-	Class string // for metrics: "no_certificate", "unknown_ca", "expired", "revoked", "password", "client_id", "not_enrolled"
+	Class string // for metrics: "no_certificate", "unknown_ca", "expired", "revoked", "password", "client_id", "not_enrolled", "busy", "unavailable"
 	Text  string // what, and how to mend it
 }
 

@@ -2,7 +2,6 @@ package mqtt
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"io"
 	"log/slog"
@@ -22,8 +21,6 @@ const (
 	bigPacket = 16 << 10
 	// packetCopies is how often a packet is held in memory: as read, and as submitted.
 	packetCopies = 2
-	// packetTimeout is how long a big packet may take to arrive: it holds a reservation that others wait for.
-	packetTimeout = 30 * time.Second
 	// connectMost is the largest CONNECT: what it has is kept as long as the connection.
 	connectMost = 72 << 10
 	// goodbye is how long a DISCONNECT may take to be written.
@@ -70,6 +67,7 @@ type conn struct {
 	since   atomic.Int64 // Unix ms since when it waits for the client's bytes; math.MaxInt64: it does not
 	allowed atomic.Int64 // ms that it may wait; 0: for ever
 	stalled atomic.Int64 // Unix ms since when a write waits; 0: none does
+	whole   atomic.Int64 // Unix ms when CONNECT, or the big packet under way, must be there as a whole; 0: there is none
 	until   atomic.Int64 // Unix ms when it must end; 0: never
 
 	settled atomic.Int32 // messages acknowledged: of sent
@@ -82,6 +80,7 @@ type conn struct {
 	out       []byte // encoded, waiting to be written
 	writing   bool   // somebody owns writing
 	woken     bool   // the session has something
+	unstored  bool   // something of what was submitted could not be stored
 	ended     bool   // no more is read or appended; what is in out is written, then the connection is closed
 	closed    bool   // the net.Conn is closed
 	endCode   byte
@@ -107,7 +106,13 @@ func (c *conn) who() Principal {
 	return c.known
 }
 
-func (c *conn) allow(d time.Duration) { c.allowed.Store(d.Milliseconds()) }
+// expect gives a connection that has not said CONNECT so much time for it, all in all: one byte now and then does not make it longer.
+func (c *conn) expect(d time.Duration) {
+	now := c.server.clock.Load()
+	c.whole.Store(now + d.Milliseconds())
+	c.allowed.Store(d.Milliseconds())
+	c.since.Store(now)
+}
 
 // overdue tells whether something of the connection has taken too long.
 func (c *conn) overdue(now int64) bool {
@@ -117,12 +122,18 @@ func (c *conn) overdue(now int64) bool {
 	if at := c.stalled.Load(); at > 0 && now-at > c.server.cfg.WriteTimeout.Milliseconds() {
 		return true
 	}
-	most := c.allowed.Load()
-	return most > 0 && now-c.since.Load() > most
+	most, since := c.allowed.Load(), c.since.Load()
+	if whole := c.whole.Load(); whole > 0 && now > whole && since != math.MaxInt64 {
+		return true
+	}
+	return most > 0 && now-since > most
 }
 
 // timeout ends the connection for what is overdue.
 func (c *conn) timeout(now int64) {
+	if !c.overdue(now) { // any more
+		return
+	}
 	switch until, stalled := c.until.Load(), c.stalled.Load(); {
 	case until > 0 && now >= until:
 		c.until.Store(0)
@@ -130,7 +141,10 @@ func (c *conn) timeout(now int64) {
 	case stalled > 0 && now-stalled > c.server.cfg.WriteTimeout.Milliseconds():
 		c.slow("the client does not read what is sent to it")
 	case c.who() == nil:
+		c.server.met.refused.WithLabelValues("timeout").Inc()
 		c.end(packet.UnspecifiedError, "no CONNECT in time")
+	case c.whole.Load() > 0 && now > c.whole.Load():
+		c.end(packet.UnspecifiedError, "a packet took too long to arrive")
 	default:
 		c.end(packet.KeepAliveTimeout, "nothing came for one and a half times the keep alive")
 	}
@@ -169,6 +183,9 @@ func (c *conn) stop(code byte, text string, say bool) {
 		if text != "" && c.problems && len(text) < 1000 {
 			e.Properties.Has = packet.SetOf(packet.ReasonString)
 			e.Properties.ReasonString = []byte(text)
+			if !c.fits(len(e.Append(nil, packet.DISCONNECT, c.version))) { // MQTT-3.14.2-3
+				e.Properties = packet.Properties{}
+			}
 		}
 		c.out = e.Append(c.out, packet.DISCONNECT, c.version)
 	}
@@ -238,42 +255,11 @@ func (c *conn) run() {
 	c.finish(err)
 }
 
-// handshake is TLS's. It runs on a goroutine of its own, whose stack it makes large.
-func (c *conn) handshake() error {
-	t, ok := c.nc.(*tls.Conn)
-	if !ok {
-		return nil
-	}
-	result := make(chan error, 1)
-	go func() { result <- t.HandshakeContext(c.server.reading) }() // received below
-	err := <-result
-	if err != nil {
-		c.server.met.handshakes.Inc()
-		c.refuseTLS(t, err)
-		return errHandshake
-	}
-	return nil
-}
-
-var errHandshake = errors.New("TLS handshake failed")
-
-// refuseTLS tells the journal of a certificate that TLS itself turned away.
-func (c *conn) refuseTLS(t *tls.Conn, err error) {
-	if c.server.cfg.Journal == nil || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, context.Canceled) {
-		return
-	}
-	state := t.ConnectionState()
-	if j, ok := c.server.cfg.Journal.(handshakes); ok {
-		j.HandshakeFailed(c.nc.RemoteAddr(), err)
-		return
-	}
-	c.server.cfg.Journal.Refused(&Credentials{TLS: &state, Remote: c.nc.RemoteAddr()}, &Refusal{Class: "tls", Text: err.Error()})
-}
-
 // serve reads until the connection ends.
 func (c *conn) serve() error {
 	s := c.server
 	for {
+		began := s.clock.Load()
 		if c.sent-c.settled.Load() >= int32(s.cfg.ReceiveMaximum) && c.version < packet.V5 || c.behind() {
 			c.since.Store(math.MaxInt64)
 			if !c.await(s.reading, func() bool {
@@ -285,7 +271,11 @@ func (c *conn) serve() error {
 		if err := s.pipe.Wait(s.reading); err != nil {
 			return errStopped
 		}
-		c.since.Store(s.clock.Load())
+		now := s.clock.Load()
+		if c.held > 0 {
+			c.whole.Add(now - began) // it was not the client that took this time
+		}
+		c.since.Store(now)
 		if err := c.fill(); err != nil {
 			return err
 		}
@@ -322,7 +312,7 @@ func (c *conn) keep(used, need int) error {
 	if c.held > 0 && used > 0 {
 		s.door.Unreserve(c.held)
 		c.held = 0
-		c.resetAllowed()
+		c.whole.Store(0)
 	}
 	if c.have == 0 {
 		c.release()
@@ -341,7 +331,9 @@ func (c *conn) keep(used, need int) error {
 			}
 		}
 		c.held = n
-		c.allow(packetTimeout)
+		if c.session != nil { // CONNECT has its own time
+			c.whole.Store(s.clock.Load() + s.cfg.PacketTimeout.Milliseconds())
+		}
 	}
 	if need > len(c.buf.b) {
 		b := &buffer{b: make([]byte, need)}
@@ -447,7 +439,7 @@ func (c *conn) finish(err error) {
 	s.met.versions[c.version-packet.V311].Add(-1)
 	s.met.disconnects.WithLabelValues(reasonName(code)).Inc()
 	send := !self || code != packet.Success
-	session.Disconnect(code, send && code != packet.ServerShuttingDown)
+	session.Disconnect(code, send) // when the server shuts down, a will waits for the next start (3.1.2.5)
 	if send && c.lastWill != nil && code != packet.ServerShuttingDown && code != packet.SessionTakenOver {
 		c.admitWill()
 	}

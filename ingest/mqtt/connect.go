@@ -6,8 +6,10 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/milepost/milepost/ingest"
@@ -38,11 +40,18 @@ func (c *conn) connect(flags byte, body []byte) error {
 	if !errors.As(err, &wrong) {
 		return err
 	}
-	c.server.met.refused.WithLabelValues(reasonName(wrong.Code)).Inc()
+	class := reasonName(wrong.Code)
+	if t, ok := errors.AsType[*turnedAway](err); ok {
+		class = t.class
+	}
+	c.server.met.refused.WithLabelValues(class).Inc()
 	if p.Version != 0 { // otherwise it is no MQTT that could be answered
 		answer := packet.Connack{Code: wrong.Code}
 		if p.Version < packet.V5 {
-			answer.Code = packet.Refused311(wrong.Code)
+			var ok bool
+			if answer.Code, ok = packet.Refused311(wrong.Code); !ok {
+				return err
+			}
 		} else if text := wrong.Text; text != "" {
 			if len(text) > maxRefusal {
 				text = strings.ToValidUTF8(text[:maxRefusal], "")
@@ -50,7 +59,11 @@ func (c *conn) connect(flags byte, body []byte) error {
 			answer.Properties.Has = packet.SetOf(packet.ReasonString)
 			answer.Properties.ReasonString = []byte(text)
 		}
-		c.send(func(dst []byte) []byte { return answer.Append(dst, p.Version) })
+		c.clientMax = p.Properties.MaximumPacketSize
+		if !c.fits(len(answer.Append(nil, p.Version))) { // MQTT-3.2.2-19
+			answer.Properties = packet.Properties{}
+		}
+		c.sendIfItFits(func(dst []byte) []byte { return answer.Append(dst, p.Version) })
 	}
 	return err
 }
@@ -106,6 +119,25 @@ func (c *conn) welcome(p *packet.Connect) error {
 	if h, ok := principal.(listened); ok {
 		c.heard = h.Heard
 	}
+	keepAlive := time.Duration(p.KeepAlive) * time.Second
+	if most := s.cfg.MaxKeepAlive; v5 && (keepAlive == 0 || keepAlive > most) {
+		keepAlive = most
+		answer.Properties.Has |= packet.SetOf(packet.ServerKeepAlive)
+		answer.Properties.ServerKeepAlive = uint16(min(most/time.Second, 65535)) //nolint:gosec // bounded
+	}
+	if v5 {
+		a := &answer.Properties
+		a.Has |= packet.SetOf(packet.ReceiveMaximum, packet.MaximumPacketSize, packet.TopicAliasMaximum)
+		a.ReceiveMaximum, a.TopicAliasMaximum = s.cfg.ReceiveMaximum, s.cfg.TopicAliases
+		a.MaximumPacketSize = uint32(s.maxPacket) //nolint:gosec // a few hundred KiB
+		largest := answer
+		if begin.Expiry > 0 {
+			largest.Properties.Has |= packet.SetOf(packet.SessionExpiry)
+		}
+		if n := len(largest.Append(nil, p.Version)); !c.fits(n) { // MQTT-3.1.2-24. Whatever else is not optional is smaller
+			return &packet.Error{Code: packet.PacketTooLarge, Text: fmt.Sprintf("the CONNACK has %d bytes: raise the maximum packet size to it at least", n)}
+		}
+	}
 	session, present, err := s.broker.Connect(begin, c)
 	switch {
 	case errors.Is(err, broker.ErrOwner):
@@ -113,7 +145,7 @@ func (c *conn) welcome(p *packet.Connect) error {
 	case errors.Is(err, broker.ErrBusy):
 		return &packet.Error{Code: packet.ServerBusy, Text: err.Error()}
 	case errors.Is(err, broker.ErrClosed):
-		return &packet.Error{Code: packet.ServerShuttingDown}
+		return &packet.Error{Code: packet.ServerUnavailable, Text: err.Error()} // CONNACK has no "server shutting down" (MQTT-3.2.2-8)
 	case err != nil:
 		return &packet.Error{Code: packet.ServerUnavailable, Text: err.Error()}
 	}
@@ -126,22 +158,10 @@ func (c *conn) welcome(p *packet.Connect) error {
 			return &packet.Error{Code: packet.ServerUnavailable, Text: "the session cannot be stored"}
 		}
 	}
-	keepAlive := time.Duration(p.KeepAlive) * time.Second
-	if most := s.cfg.MaxKeepAlive; v5 && (keepAlive == 0 || keepAlive > most) {
-		keepAlive = most
-		answer.Properties.Has |= packet.SetOf(packet.ServerKeepAlive)
-		answer.Properties.ServerKeepAlive = uint16(min(most/time.Second, 65535)) //nolint:gosec // bounded
-	}
 	answer.Present = present
-	if v5 {
-		a := &answer.Properties
-		a.Has |= packet.SetOf(packet.ReceiveMaximum, packet.MaximumPacketSize, packet.TopicAliasMaximum)
-		a.ReceiveMaximum, a.TopicAliasMaximum = s.cfg.ReceiveMaximum, s.cfg.TopicAliases
-		a.MaximumPacketSize = uint32(s.maxPacket) //nolint:gosec // a few hundred KiB
-		if granted := session.Expiry(); granted != begin.Expiry {
-			a.Has |= packet.SetOf(packet.SessionExpiry)
-			a.SessionExpiry = granted
-		}
+	if granted := session.Expiry(); v5 && granted != begin.Expiry {
+		answer.Properties.Has |= packet.SetOf(packet.SessionExpiry)
+		answer.Properties.SessionExpiry = granted
 	}
 	c.begin(p.Version, principal, session, mapped, keepAlive, &answer)
 	return nil
@@ -156,7 +176,8 @@ func (c *conn) begin(version byte, principal Principal, session *broker.Session,
 		c.until.Store(at.UnixMilli())
 	}
 	c.keepAliveMS = keepAlive.Milliseconds() * 3 / 2
-	c.resetAllowed()
+	c.allowed.Store(c.keepAliveMS)
+	c.whole.Store(0)
 	c.woken = c.woken || answer.Present // what waits for the session
 	if !c.ended {
 		c.out = answer.Append(c.out, version)
@@ -169,9 +190,6 @@ func (c *conn) begin(version byte, principal Principal, session *broker.Session,
 	}
 	s.logger.Debug("mqtt client connected", slog.String("device", principal.Device()), slog.String("client", c.clientID))
 }
-
-// resetAllowed makes the keep alive what the client has again. Once connected only.
-func (c *conn) resetAllowed() { c.allowed.Store(c.keepAliveMS) }
 
 func (c *conn) credentials() *Credentials {
 	cr := &Credentials{ClientID: c.clientID, Remote: c.nc.RemoteAddr()}
@@ -214,14 +232,21 @@ func (c *conn) authenticate(id string, p *packet.Connect) (Principal, error) {
 		s.logger.Error("mqtt cannot tell who connects", slog.String("client", id), slog.Any("error", err))
 		return nil, &packet.Error{Code: packet.ServerUnavailable, Text: "the server cannot check who connects"}
 	}
-	s.met.refused.WithLabelValues(refusal.Class).Inc()
 	if s.cfg.Journal != nil {
 		s.cfg.Journal.Refused(cr, refusal)
 	}
-	s.logger.Warn("mqtt client turned away", slog.String("client", id), slog.String("remote", cr.Remote.String()),
+	level := slog.LevelWarn
+	if (refusal.Class == "busy" || refusal.Class == "unavailable") && !s.busy.tell(time.Now()) {
+		level = slog.LevelDebug // it is the server's trouble, and everybody's: one a minute speaks for all
+	}
+	s.logger.Log(ctx, level, "mqtt client turned away", slog.String("client", id), slog.String("remote", cr.Remote.String()),
 		slog.String("class", refusal.Class), slog.String("reason", refusal.Text))
 	code := byte(packet.NotAuthorized)
 	switch refusal.Class {
+	case "busy":
+		code = packet.ServerBusy
+	case "unavailable":
+		code = packet.ServerUnavailable
 	case "client_id":
 		code = packet.ClientIDNotValid
 	case "revoked":
@@ -231,7 +256,24 @@ func (c *conn) authenticate(id string, p *packet.Connect) (Principal, error) {
 			code = packet.BadUserOrPassword
 		}
 	}
-	return nil, &packet.Error{Code: code, Text: refusal.Text}
+	return nil, &turnedAway{&packet.Error{Code: code, Text: refusal.Text}, refusal.Class}
+}
+
+// turnedAway is the answer to a client that the Authenticator refuses.
+type turnedAway struct {
+	answer *packet.Error
+	class  string // of the refusal
+}
+
+func (t *turnedAway) Error() string { return t.answer.Error() }
+func (t *turnedAway) Unwrap() error { return t.answer }
+
+// A rarely says when something that happens often is to be told again.
+type rarely struct{ last atomic.Int64 }
+
+func (r *rarely) tell(now time.Time) bool {
+	last := r.last.Load()
+	return now.UnixMilli()-last >= time.Minute.Milliseconds() && r.last.CompareAndSwap(last, now.UnixMilli())
 }
 
 // will judges a CONNECT's will.

@@ -35,6 +35,9 @@ type world struct {
 	log, dead memlog.Log
 	reg       *prometheus.Registry
 	admit     *ingest.Admitter
+	fs        *vfs.MemFS // the broker's disk
+	limits    broker.Limits
+	cfg       mqtt.Config
 	store     *local.Store
 	broker    *broker.Broker
 	server    *mqtt.Server
@@ -55,12 +58,8 @@ func newWorld(t testing.TB, limits ingest.Limits, cfg mqtt.Config) *world {
 		cfg.Address = "127.0.0.1:0"
 	}
 	cfg.Metrics = w.reg
-	w.openBroker()
-	cfg.Broker = w.broker
-	w.server, err = mqtt.Open(cfg, w.admit)
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.cfg = cfg
+	w.open()
 	t.Cleanup(func() {
 		w.close()
 		if n := w.admit.InFlight(); n != 0 {
@@ -70,15 +69,38 @@ func newWorld(t testing.TB, limits ingest.Limits, cfg mqtt.Config) *world {
 	return w
 }
 
+// open begins to serve.
+func (w *world) open() {
+	w.t.Helper()
+	w.openBroker()
+	var err error
+	w.cfg.Broker = w.broker
+	if w.server, err = mqtt.Open(w.cfg, w.admit); err != nil {
+		w.t.Fatal(err)
+	}
+	w.closeOnce = sync.Once{}
+}
+
+// restart closes server and broker, and opens them again on the same disk.
+func (w *world) restart() {
+	w.t.Helper()
+	w.close()
+	w.cfg.Metrics = nil // the first server's are still there
+	w.open()
+}
+
 // openBroker gives the world a broker on a disk in memory.
 func (w *world) openBroker() {
 	w.t.Helper()
 	var err error
-	w.store, err = local.Open(local.Config{FS: vfs.NewCrashable(), Dir: "state", MemBytes: 1 << 20, CacheBytes: 1 << 20})
+	if w.fs == nil {
+		w.fs = vfs.NewCrashable()
+	}
+	w.store, err = local.Open(local.Config{FS: w.fs, Dir: "state", MemBytes: 1 << 20, CacheBytes: 1 << 20})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.broker, err = broker.Open(w.t.Context(), broker.Config{Store: w.store})
+	w.broker, err = broker.Open(w.t.Context(), broker.Config{Store: w.store, Limits: w.limits})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"time"
 )
 
 // A listener accepts connections of one transport.
@@ -21,7 +20,7 @@ type listener struct {
 }
 
 func newListener(s *Server, inner net.Listener, transport int) *listener {
-	l := &listener{server: s, inner: inner, transport: transport}
+	l := &listener{server: s, inner: &acceptor{Listener: inner, server: s}, transport: transport}
 	if transport == overWebSocket || transport == overWebSocketTLS {
 		l.web = &http.Server{
 			Handler: s.Handler(), ReadHeaderTimeout: s.cfg.ConnectTimeout, ReadTimeout: s.cfg.ConnectTimeout, IdleTimeout: s.cfg.ConnectTimeout,
@@ -45,24 +44,11 @@ func (l *listener) serve() {
 		}
 		return
 	}
-	pause := time.Duration(0)
 	for {
 		nc, err := l.inner.Accept()
 		if err != nil {
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			// Out of file descriptors, most likely. Wait, or the loop takes a core for itself.
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			l.server.logger.Warn("mqtt cannot accept a connection", slog.String("address", l.inner.Addr().String()), slog.Any("error", err))
-			select {
-			case <-time.After(pause):
-			case <-l.server.reading.Done():
-				return
-			}
-			continue
+			return // it is closed
 		}
-		pause = 0
 		l.server.take(nc, l.transport)
 	}
 }
@@ -72,10 +58,9 @@ func (s *Server) take(nc net.Conn, transport int) {
 	c := &conn{server: s, nc: nc, transport: transport}
 	c.readWhenReady = c.readNow
 	c.writeWhenReady = c.writeNow
-	c.allow(s.cfg.ConnectTimeout)
-	c.since.Store(s.clock.Load())
+	c.expect(s.cfg.ConnectTimeout)
 	if transport == overTLS {
-		c.nc = tls.Server(nc, s.cfg.TLS)
+		c.nc = tls.Server(newHelloConn(nc), s.cfg.TLS)
 	}
 	if !s.enter(c) {
 		_ = nc.Close()

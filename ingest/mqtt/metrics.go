@@ -19,9 +19,10 @@ const (
 func transportName(t int) string { return [...]string{"tcp", "tls", "ws", "wss"}[t] }
 
 type metrics struct {
-	open     [transportCount]atomic.Int64 // connections, CONNECT said or not
-	versions [2]atomic.Int64              // connected, by version: 3.1.1, 5
-	inFlight atomic.Int64                 // messages submitted and not settled
+	open        [transportCount]atomic.Int64 // connections, CONNECT said or not
+	versions    [2]atomic.Int64              // connected, by version: 3.1.1, 5
+	inFlight    atomic.Int64                 // messages submitted and not settled
+	handshaking atomic.Int64                 // connections whose handshake waits for its turn
 
 	connects      [transportCount]prometheus.Counter
 	refused       *prometheus.CounterVec
@@ -35,6 +36,7 @@ type metrics struct {
 	slow          prometheus.Counter
 	handshakes    prometheus.Counter
 	overLimit     prometheus.Counter
+	acceptFailed  prometheus.Counter
 	subscriptions prometheus.Counter
 }
 
@@ -61,6 +63,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		slow:          counter("slow_readers_total", "Connections ended because they did not read what was sent to them."),
 		handshakes:    counter("handshakes_failed_total", "TLS or WebSocket handshakes that failed."),
 		overLimit:     counter("connections_over_limit_total", "Connections closed at once because there were as many as allowed."),
+		acceptFailed:  counter("accept_failures_total", "Attempts to accept a connection that failed, for instance for want of file descriptors."),
 		subscriptions: counter("subscribes_total", "Subscriptions granted."),
 	}
 	connects := vec("connects_total", "CONNECTs accepted, by transport.", "transport")
@@ -81,6 +84,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	gauge("clients", "Connected clients, by version of the protocol.", prometheus.Labels{"version": "3.1.1"}, &m.versions[0])
 	gauge("clients", "Connected clients, by version of the protocol.", prometheus.Labels{"version": "5"}, &m.versions[1])
 	gauge("in_flight_messages", "Messages submitted to the log and not yet durable.", nil, &m.inFlight)
+	gauge("handshakes_waiting", "TLS handshakes that wait for their turn: a storm of connections.", nil, &m.handshaking)
 	if reg == nil {
 		return m, nil
 	}

@@ -37,6 +37,7 @@ func (w *world) phone(id string) *paho.Client {
 	return c
 }
 
+// MQTT-3.4.2-1: what each kind of message is answered.
 func TestMQTT5ReasonCodes(t *testing.T) {
 	w := newWorld(t, ingest.Limits{MaxMessage: 1000}, mqtt.Config{})
 	c := w.phone("p1")

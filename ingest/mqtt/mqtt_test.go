@@ -24,6 +24,7 @@ import (
 	"github.com/milepost/milepost/telemetry"
 )
 
+// MQTT-4.3.2-4: the acknowledgement says that the message is the server's.
 func TestPubackOnlyWhenDurable(t *testing.T) {
 	w := newWorld(t, ingest.Limits{}, mqtt.Config{})
 	d := w.device("d1")
@@ -426,6 +427,7 @@ func TestWill(t *testing.T) {
 	}
 }
 
+// MQTT over TLS, a transport as MQTT-4.2.0-1 asks for.
 func TestTLS(t *testing.T) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

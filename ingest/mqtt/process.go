@@ -35,11 +35,12 @@ type scratch struct {
 
 // exact is a message of QoS 2 whose PUBREC is due.
 type exact struct {
-	id   uint16
-	dup  bool // only to be acknowledged again
-	code byte
-	text string
-	msg  broker.Message
+	id     uint16
+	dup    bool // only to be acknowledged again
+	code   byte
+	text   string
+	msg    broker.Message
+	ticket broker.Ticket // of a repetition: when the first is durable
 }
 
 var errSaidGoodbye = errors.New("the client said DISCONNECT")
@@ -225,7 +226,7 @@ func (c *conn) subscribe(s *scratch, flags byte, body []byte) error {
 		}
 	}
 	answer := packet.Suback{ID: s.sub.ID, Codes: s.codes}
-	c.send(func(dst []byte) []byte { return answer.Append(dst, packet.SUBACK, c.version) })
+	c.sendIfItFits(func(dst []byte) []byte { return answer.Append(dst, packet.SUBACK, c.version) })
 	return nil
 }
 
@@ -244,7 +245,7 @@ func (c *conn) unsubscribe(s *scratch, flags byte, body []byte) error {
 		return c.unavailable(err)
 	}
 	answer := packet.Suback{ID: s.sub.ID, Codes: codes}
-	c.send(func(dst []byte) []byte { return answer.Append(dst, packet.UNSUBACK, c.version) })
+	c.sendIfItFits(func(dst []byte) []byte { return answer.Append(dst, packet.UNSUBACK, c.version) })
 	return nil
 }
 

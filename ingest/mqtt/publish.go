@@ -48,10 +48,12 @@ func (c *conn) publish(s *scratch, flags byte, body []byte) error {
 		a.kind = packet.PUBACK
 		s.counted++
 	}
-	if p.QoS == 2 && c.session.Received(p.ID) {
-		s.counted--
-		s.two = append(s.two, exact{id: p.ID, dup: true})
-		return nil
+	if p.QoS == 2 {
+		if dup, ticket := c.session.Received(p.ID); dup {
+			s.counted--
+			s.two = append(s.two, exact{id: p.ID, dup: true, ticket: ticket})
+			return nil
+		}
 	}
 	before := s.in.Messages()
 	msg, err := c.admit(s, topic, &a)
@@ -67,6 +69,7 @@ func (c *conn) publish(s *scratch, flags byte, body []byte) error {
 		}
 		if a.code >= packet.UnspecifiedError {
 			c.session.Released(p.ID)
+			e.msg.PacketID = 0 // what of it is good is published, and the next with this identifier is new (MQTT-4.3.3-9)
 		}
 		s.two = append(s.two, e)
 	}
@@ -274,7 +277,7 @@ func (c *conn) submit(s *scratch) error {
 	held := c.held
 	c.held = 0
 	if held > 0 {
-		c.resetAllowed()
+		c.whole.Store(0)
 	}
 	if err := in.Submit(c.server.reading, c, held); err != nil {
 		c.held = held
@@ -305,13 +308,20 @@ func (s *scratch) forget() {
 // settleExact waits until all that was submitted is durable, publishes the messages of QoS 2, and sends their PUBRECs.
 func (c *conn) settleExact(s *scratch) error {
 	defer s.forget()
-	if !c.await(c.server.ctx, func() bool { return c.acks.len() == 0 }) {
+	if !c.settledAll() {
 		return errEnded
 	}
 	var last broker.Ticket
 	for i := range s.two {
 		e := &s.two[i]
-		if e.dup || e.msg.From == nil {
+		switch {
+		case e.dup:
+			last = max(last, e.ticket)
+			continue
+		case e.code >= packet.UnspecifiedError && e.msg.From == nil: // refused: the identifier is free again
+			continue
+		case e.msg.From == nil: // its readings are in the log, and the broker has nothing to do with it
+			last = max(last, c.session.Note(e.id))
 			continue
 		}
 		r, err := c.server.broker.Publish(&e.msg)
@@ -341,11 +351,34 @@ func (c *conn) settleExact(s *scratch) error {
 	return nil
 }
 
+// settledAll waits until all that was submitted is durable, even if the connection ends meanwhile: the messages are stored, and must be
+// published and noted too, or a client that comes back and sends them again would have them stored twice. It tells whether they are.
+func (c *conn) settledAll() bool {
+	for {
+		c.mu.Lock()
+		if c.unstored || c.acks.len() == 0 {
+			defer c.mu.Unlock()
+			return !c.unstored
+		}
+		if c.changed == nil {
+			c.changed = make(chan struct{})
+		}
+		changed := c.changed
+		c.mu.Unlock()
+		select {
+		case <-changed:
+		case <-c.server.ctx.Done():
+			return false
+		}
+	}
+}
+
 // Settled implements ingest.Owner: what was submitted is durable, or will not be.
 func (c *conn) Settled(o *ingest.Settlement) {
 	c.mu.Lock()
 	acks := c.acks.pop(o.Messages)
 	c.bytes -= o.Bytes
+	c.unstored = c.unstored || o.Err != nil
 	counted := int32(0)
 	if o.Err == nil {
 		for _, l := range o.Late {
@@ -383,7 +416,7 @@ func (c *conn) answer(a *ack) {
 			p := packet.Ack{Type: a.kind, ID: a.id, Code: a.code}
 			p.Properties.Has = packet.SetOf(packet.ReasonString)
 			p.Properties.ReasonString = []byte(clip(a.text))
-			if out := p.Append(c.out, c.version); c.clientMax == 0 || len(out)-len(c.out) <= int(c.clientMax) {
+			if out := p.Append(c.out, c.version); c.fits(len(out) - len(c.out)) { // MQTT-3.4.2-2, -3.5.2-2
 				c.out = out
 				return
 			}

@@ -74,6 +74,9 @@ type Config struct {
 	TopicAliases uint16
 	// ConnectTimeout is how long a connection may take to say CONNECT, TLS included. Default 10 s.
 	ConnectTimeout time.Duration
+	// PacketTimeout is how long a packet of more than 16 KiB may take to arrive: it holds a reservation that others wait for.
+	// Default 30 s. Time that the server does not read does not count.
+	PacketTimeout time.Duration
 	// WriteTimeout is how long a connection may read nothing while there is something for it. Default 30 s.
 	WriteTimeout time.Duration
 	// OutboundBytes bounds what waits to be written to one connection, besides what its session queues. Default 256 KiB.
@@ -100,6 +103,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.ConnectTimeout <= 0 {
 		c.ConnectTimeout = 10 * time.Second
+	}
+	if c.PacketTimeout <= 0 {
+		c.PacketTimeout = 30 * time.Second
 	}
 	if c.WriteTimeout <= 0 {
 		c.WriteTimeout = 30 * time.Second
@@ -130,6 +136,8 @@ type Server struct {
 	fairBytes int64 // in flight of one connection
 	buffers   bufferPool
 	scratches sync.Pool
+	turns     turns  // of TLS handshakes
+	busy      rarely // told of clients turned away because the server is busy
 
 	ctx     context.Context //nolint:containedctx // the server's; ends waiting for anything
 	abort   context.CancelFunc
@@ -172,7 +180,7 @@ func Open(cfg Config, admit *ingest.Admitter) (*Server, error) {
 	s := &Server{
 		cfg: cfg, door: door, broker: cfg.Broker, auth: cfg.Authenticator, topics: topics, logger: cfg.Logger,
 		maxPacket: door.Limits().MaxMessage + packetOverhead, fairBytes: max(64<<10, door.Limits().InFlightBytes/16),
-		live: map[*conn]struct{}{}, closed: make(chan struct{}),
+		live: map[*conn]struct{}{}, closed: make(chan struct{}), turns: newTurns(),
 	}
 	if s.auth == nil {
 		s.auth = local

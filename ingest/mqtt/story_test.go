@@ -197,7 +197,7 @@ func (w *world) metric(name string) float64 {
 	return 0
 }
 
-// Hostile bytes end their own connection and nothing else.
+// Hostile bytes end their own connection and nothing else (MQTT-4.13.1-1).
 func TestHostileBytes(t *testing.T) {
 	w := newWorld(t, ingest.Limits{MaxMessage: 2000}, mqtt.Config{})
 	good := w.joined(packet.V5, "good")

@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"log/slog"
 	"syscall"
 	"time"
 
@@ -32,6 +33,21 @@ func (c *conn) send(encode func(dst []byte) []byte) {
 		c.out = encode(c.out)
 	}
 	c.flush()
+}
+
+// fits tells whether the client takes a packet of so many bytes (MQTT-3.1.2-24).
+func (c *conn) fits(n int) bool { return c.clientMax == 0 || n <= int(c.clientMax) }
+
+// sendIfItFits is send for answers of any length: what is too large for the client is discarded (MQTT-3.1.2-25).
+func (c *conn) sendIfItFits(encode func(dst []byte) []byte) {
+	c.send(func(dst []byte) []byte {
+		out := encode(dst)
+		if !c.fits(len(out) - len(dst)) {
+			c.server.logger.Info("mqtt answer is larger than its client takes", slog.String("client", c.clientID), slog.Int("bytes", len(out)-len(dst)))
+			return dst
+		}
+		return out
+	})
 }
 
 // flush writes what is in out, as far as the socket takes it; a goroutine does the rest. The caller holds mu, which is released. It

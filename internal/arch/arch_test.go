@@ -70,9 +70,12 @@ var rooms = map[string]string{
 	"sim/sender":             "",
 	"ingest/internal/memlog": "stream",
 	"process/processtest":    "stream",
+	"internal/bearer":        "",
 	"internal/binenc":        "",
 	"internal/conf":          "",
+	"internal/nearest":       "",
 	"internal/vfs":           "",
+	"internal/webhook":       "",
 }
 
 // heavy dependencies are confined to one room each.

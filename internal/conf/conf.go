@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/milepost/milepost/internal/nearest"
 )
 
 // A Duration is written as Go does ("90s", "1h30m"), or in days ("30d").
@@ -251,7 +253,7 @@ func fillStruct(n *yaml.Node, v reflect.Value, path string, errs []error) []erro
 		f, ok := field(v, key.Value)
 		if !ok {
 			msg := fmt.Sprintf("line %d: unknown key %s", key.Line, join(path, key.Value))
-			if near := Nearest(key.Value, keys(v.Type())); near != "" {
+			if near := nearest.Word(key.Value, keys(v.Type())); near != "" {
 				msg += fmt.Sprintf("; did you mean %s?", join(path, near))
 			} else {
 				msg += "; known here: " + strings.Join(keys(v.Type()), ", ")
@@ -353,38 +355,4 @@ func kindName(t reflect.Type) string {
 		return "section"
 	}
 	return t.Kind().String()
-}
-
-// Nearest returns the known word that is the fewest edits away, or "" when none is near.
-func Nearest(word string, known []string) string {
-	best, at := "", max(2, len(word)/3)+1
-	for _, k := range known {
-		if d := distance(word, k); d < at {
-			best, at = k, d
-		}
-	}
-	return best
-}
-
-// distance is Damerau's with adjacent swaps (optimal string alignment).
-func distance(a, b string) int {
-	prev2, prev, cur := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
-	for j := range prev {
-		prev[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		cur[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			cur[j] = min(prev[j]+1, cur[j-1]+1, prev[j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				cur[j] = min(cur[j], prev2[j-2]+1)
-			}
-		}
-		prev2, prev, cur = prev, cur, prev2
-	}
-	return prev[len(b)]
 }

@@ -12,6 +12,7 @@ import (
 	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/types"
 
+	"github.com/milepost/milepost/internal/nearest"
 	"github.com/milepost/milepost/telemetry"
 )
 
@@ -203,7 +204,7 @@ func (w *walker) use(full string, e ast.Expr) {
 	for id := range w.k.cat.Len() {
 		known = append(known, w.k.cat.Def(telemetry.SignalID(id)).Name) //nolint:gosec // bounded by MaxSignals
 	}
-	hint := didYouMean(full, known)
+	hint := nearest.Hint(full, known)
 	if hint == "" {
 		hint = "; declare it as a signal or a parameter"
 	}

@@ -12,6 +12,7 @@ import (
 
 	"cel.dev/cel-go/cel"
 
+	"github.com/milepost/milepost/internal/nearest"
 	"github.com/milepost/milepost/process/window"
 	"github.com/milepost/milepost/telemetry"
 )
@@ -331,7 +332,7 @@ func (k *checker) checkParams(spec *Spec, params []string) error {
 		}
 		for p, x := range o.Params {
 			if _, ok := spec.Params[p]; !ok {
-				return fmt.Errorf("override of %s: the rule has no parameter %s%s", o.Vehicle, p, didYouMean(p, params))
+				return fmt.Errorf("override of %s: the rule has no parameter %s%s", o.Vehicle, p, nearest.Hint(p, params))
 			}
 			if x-x != 0 {
 				return fmt.Errorf("override of %s: %s is not a number: %v", o.Vehicle, p, x)

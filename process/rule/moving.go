@@ -10,6 +10,7 @@ import (
 	"cel.dev/cel-go/common/ast"
 	"cel.dev/cel-go/common/types"
 
+	"github.com/milepost/milepost/internal/nearest"
 	"github.com/milepost/milepost/process/window"
 	"github.com/milepost/milepost/telemetry"
 )
@@ -76,7 +77,7 @@ func (w *walker) window(e ast.Expr, c ast.CallExpr) {
 	}
 	fn := c.FunctionName()
 	if !slices.Contains(known, fn) {
-		w.fail(e, fmt.Sprintf("there is no window function %s%s; there are %s", fn, didYouMean(fn, known), strings.Join(known, ", ")))
+		w.fail(e, fmt.Sprintf("there is no window function %s%s; there are %s", fn, nearest.Hint(fn, known), strings.Join(known, ", ")))
 		return
 	}
 	if w.k.figures == nil {
@@ -96,7 +97,7 @@ func (w *walker) window(e ast.Expr, c ast.CallExpr) {
 			for i := range w.k.cat.Len() {
 				names = append(names, w.k.cat.Def(telemetry.SignalID(i)).Name) //nolint:gosec // bounded by MaxSignals
 			}
-			full += didYouMean(full, names)
+			full += nearest.Hint(full, names)
 		}
 		w.fail(args[0], "no signal is called "+full)
 		return

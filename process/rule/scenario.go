@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/milepost/milepost/internal/nearest"
 	"github.com/milepost/milepost/telemetry"
 )
 
@@ -175,7 +176,7 @@ func (s *scenario) do(words []string, text string) error {
 		return s.read(words)
 	}
 	known := []string{"rule", "use", "override", "signal", "tick", "ack", "checkpoint", "crash", "expect"}
-	return fmt.Errorf("%q begins no line of a scenario%s", words[0], didYouMean(words[0], known))
+	return fmt.Errorf("%q begins no line of a scenario%s", words[0], nearest.Hint(words[0], known))
 }
 
 func (s *scenario) put(spec Spec) {

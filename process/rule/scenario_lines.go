@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/milepost/milepost/internal/nearest"
 	"github.com/milepost/milepost/telemetry"
 )
 
@@ -101,7 +102,7 @@ func (s *scenario) use(words []string) error {
 	}
 	for _, n := range words[1:] {
 		if !slices.Contains(names, n) {
-			return fmt.Errorf("use %s: no rule %s%s", words[0], n, didYouMean(n, names))
+			return fmt.Errorf("use %s: no rule %s%s", words[0], n, nearest.Hint(n, names))
 		}
 	}
 	for _, spec := range from {
@@ -157,7 +158,7 @@ func (s *scenario) ruleNamed(n string) (int, error) {
 		}
 		names = append(names, spec.Name)
 	}
-	return 0, fmt.Errorf("no rule %s%s", n, didYouMean(n, names))
+	return 0, fmt.Errorf("no rule %s%s", n, nearest.Hint(n, names))
 }
 
 func (s *scenario) signal(words []string) error {
@@ -208,7 +209,7 @@ func (s *scenario) read(words []string) error {
 			id, ok := s.cat.Lookup([]byte(k))
 			x, err := strconv.ParseFloat(v, 64)
 			if !ok {
-				return fmt.Errorf("no signal is called %s%s; or declare it: signal %s UNIT", k, didYouMean(k, s.signalNames()), k)
+				return fmt.Errorf("no signal is called %s%s; or declare it: signal %s UNIT", k, nearest.Hint(k, s.signalNames()), k)
 			}
 			if err != nil || x-x != 0 {
 				return fmt.Errorf("%s: %q is not a number", k, v)
@@ -261,7 +262,7 @@ func (s *scenario) state(rule, vehicle string) (*State, error) {
 	}
 	v := s.world.vehicles[vehicle]
 	if v == nil {
-		return nil, fmt.Errorf("no reading of %s%s so far", vehicle, didYouMean(vehicle, slices.Sorted(maps.Keys(s.world.vehicles))))
+		return nil, fmt.Errorf("no reading of %s%s so far", vehicle, nearest.Hint(vehicle, slices.Sorted(maps.Keys(s.world.vehicles))))
 	}
 	i, _ := s.set.Find(rule)
 	return &v.st[i], nil
@@ -368,7 +369,7 @@ func (s *scenario) parseExpect(words []string) (expectation, error) {
 			}
 			err = x.option(s, w, words[i])
 		default:
-			err = fmt.Errorf("%q says nothing about an alert%s", w, didYouMean(w, []string{"since", "at", "value", "peak", "late", "reopened", "withdrawn"}))
+			err = fmt.Errorf("%q says nothing about an alert%s", w, nearest.Hint(w, []string{"since", "at", "value", "peak", "late", "reopened", "withdrawn"}))
 		}
 		if err != nil {
 			return x, err

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/milepost/milepost/internal/nearest"
 )
 
 // A piece of a summary: literal text, or a field to fill in.
@@ -35,7 +37,7 @@ func parseSummary(s string) ([]piece, error) {
 		}
 		f := s[i+1 : i+j]
 		if !slices.Contains(summaryFields(), f) {
-			return nil, fmt.Errorf("summary: no field {%s}%s; fields are {%s}", f, didYouMean(f, summaryFields()), strings.Join(summaryFields(), "} {"))
+			return nil, fmt.Errorf("summary: no field {%s}%s; fields are {%s}", f, nearest.Hint(f, summaryFields()), strings.Join(summaryFields(), "} {"))
 		}
 		out = append(out, piece{text: s[:i]}, piece{field: f})
 		s = s[i+j+1:]

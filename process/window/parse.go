@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/milepost/milepost/internal/nearest"
 )
 
 // ParseLine reads a window written on one line:
@@ -106,7 +108,7 @@ func clauseWords() []string {
 // clauseHint guesses which clause word a word should have been.
 func clauseHint(text string) string {
 	for _, w := range strings.Fields(text)[1:] {
-		if h := DidYouMean(w, clauseWords()); h != "" {
+		if h := nearest.Hint(w, clauseWords()); h != "" {
 			return h
 		}
 	}
@@ -183,7 +185,7 @@ func parseDuration(s string) (time.Duration, error) {
 	if err != nil || d < 0 {
 		hint := ""
 		if f := strings.Fields(s); len(f) > 1 {
-			hint = DidYouMean(f[1], clauseWords())
+			hint = nearest.Hint(f[1], clauseWords())
 		}
 		return 0, fmt.Errorf("%q is not a duration: write 30s, 5m, 2h or 7d%s", s, hint)
 	}
@@ -212,7 +214,7 @@ func parseAggregate(text string) (Aggregate, error) {
 		known = append(known, string(f))
 	}
 	if !slices.Contains(known, fn) {
-		return Aggregate{}, fmt.Errorf("%q: there is no aggregate %q%s; there are %s", text, fn, DidYouMean(fn, known), strings.Join(known, ", "))
+		return Aggregate{}, fmt.Errorf("%q: there is no aggregate %q%s; there are %s", text, fn, nearest.Hint(fn, known), strings.Join(known, ", "))
 	}
 	if column == "*" && fn == string(Count) {
 		column = ""
@@ -253,41 +255,4 @@ func isColumn(s string) bool {
 		}
 	}
 	return true
-}
-
-// DidYouMean returns "; did you mean X?" for the nearest of known, or "" if none is near.
-func DidYouMean(word string, known []string) string {
-	best, d := "", max(1, len(word)/3)+1
-	for _, k := range known {
-		if x := distance(word, k, d); x < d {
-			best, d = k, x
-		}
-	}
-	if best == "" {
-		return ""
-	}
-	return "; did you mean " + best + "?"
-}
-
-// distance is Levenshtein's, or limit if it is not below.
-func distance(a, b string, limit int) int {
-	if len(a)-len(b) >= limit || len(b)-len(a) >= limit || len(a) > 64 || len(b) > 64 {
-		return limit
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diag := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diag, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diag+cost)
-		}
-	}
-	return min(row[len(b)], limit)
 }

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/milepost/milepost/internal/nearest"
 	"github.com/milepost/milepost/telemetry"
 )
 
@@ -189,7 +190,7 @@ func (d *Def) times() error {
 	}
 	types := []string{string(Tumbling), string(Hopping), string(Sliding), string(Session)}
 	if !slices.Contains(types, string(s.Type)) {
-		return fmt.Errorf("type: %q is not known%s: use %s", s.Type, DidYouMean(string(s.Type), types), strings.Join(types, ", "))
+		return fmt.Errorf("type: %q is not known%s: use %s", s.Type, nearest.Hint(string(s.Type), types), strings.Join(types, ", "))
 	}
 	if s.Type == Session {
 		if s.Size != 0 || s.Every != 0 {

@@ -11,6 +11,8 @@
 //     PUBREC before its PUBREL leaves, and an inbound identifier together with what its message put into queues. QoS 1 keeps its
 //     packet identifier over reconnects and orderly restarts; after a crash a message may come under another one.
 //   - A subscription of a persistent session is on disk when the Ticket of Subscribe is durable.
+//   - What a session had of a shared subscription and did not get is passed on to another member when the session ends, and so is QoS 1
+//     that it got and did not acknowledge; QoS 2 that was sent to it goes to nobody else (section 4.8.2). See estate.go.
 //   - Messages of one topic and QoS reach a session in the order they were published.
 //   - A message that nobody subscribes to costs one atomic load.
 //   - Everything is bounded (Limits); what a bound refuses is refused newest first, counted by reason, and never takes away what
@@ -138,7 +140,8 @@ type Message struct {
 	// From is who published, for no local and QoS 2; nil for the server itself.
 	From *Session
 	// PacketID is From's packet identifier of a QoS 2 message that Received said is new. Publish records it on disk together with
-	// what the message puts into queues.
+	// what the message puts into queues. If a later connection of the client has received it meanwhile, Publish does nothing: it is
+	// that one's.
 	PacketID uint16
 }
 

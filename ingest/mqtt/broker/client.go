@@ -17,6 +17,7 @@ type client struct {
 	persistent bool   // it outlives its connection, and its queue is on disk
 	several    atomic.Bool
 
+	exact  sync.Mutex // held while a message of QoS 2 of this client is published and noted; taken before mu, and before all other locks
 	mu     sync.Mutex // guards all below
 	ended  bool       // it is nobody's any more
 	stored bool       // something of it is on disk
@@ -36,6 +37,8 @@ type client struct {
 	mem        int64 // bytes of messages in memory
 	put        Ticket
 	expiring   bool // some queued message has an expiry
+	shares     bool // some message came through a shared subscription
+	dead       bool // it has ended, and what it had of shared subscriptions is being passed on
 	purged     time.Time
 	queue      deque[entry]
 	backlog    deque[held] // to send before the queue
@@ -49,7 +52,8 @@ type client struct {
 
 	releases deque[release] // PUBRELs to send
 	qos0     deque[entry]
-	inbound  map[uint16]struct{} // identifiers of QoS 2 messages received and not released
+	inbound  map[uint16]*Session // identifiers of QoS 2 messages received and not released; not nil: who received it, and it is not published yet
+	noted    Ticket              // of what the published ones of them put into queues
 }
 
 const extraBit = 1 << 63
@@ -132,6 +136,7 @@ type route struct {
 	qos    byte
 	retain bool
 	ids    []uint32
+	share  string // the shared subscription's filter; "": none
 }
 
 // A publication is a message on its way to its sessions.
@@ -180,7 +185,8 @@ func (c *client) deliver(p *publication, r route) bool {
 		c.wake()
 		return true
 	}
-	e := entry{qos: r.qos, retain: r.retain, size: uint32(n)}
+	e := entry{qos: r.qos, retain: r.retain, share: r.share, size: uint32(n)}
+	c.shares = c.shares || r.share != ""
 	if !c.persistent {
 		e.m, e.ids = p.keep(), slices.Clone(r.ids)
 		c.queue.push(e)
@@ -190,7 +196,7 @@ func (c *client) deliver(p *publication, r route) bool {
 		e.seq = c.last
 		flags := messageFlags(r.qos, r.retain, &message{qos: p.QoS, retain: p.Retain})
 		sc := p.scratch
-		sc.value = appendMessage(sc.value[:0], p.Topic, p.Payload, p.Properties, p.deadline, flags, r.ids)
+		sc.value = appendMessage(sc.value[:0], p.Topic, p.Payload, p.Properties, p.deadline, flags, r.ids, r.share)
 		p.ticket = max(p.ticket, c.store(c.keyOf(kindQueue, e.seq), sc.value, false))
 		c.b.queued.Add(n)
 		c.expiring = c.expiring || p.deadline != 0
@@ -408,18 +414,30 @@ func (c *client) unload() {
 	}
 }
 
-// end ends the session. The caller holds c.mu, and calls Broker.forget after it has let go.
-func (c *client) end() {
-	c.ended, c.conn = true, nil
+// leaveAll takes out all subscriptions.
+func (c *client) leaveAll() {
 	for _, s := range c.subs {
 		c.b.trie.remove(s)
 	}
 	c.subs = nil
+}
+
+// end ends the session. The caller holds c.mu, and calls Broker.passAll with what is returned, and then Broker.forget, after it has let
+// go.
+func (c *client) end() (legacy []entry) {
+	c.ended, c.conn = true, nil
+	c.leaveAll()
 	c.hold(-c.mem)
-	if c.persistent {
+	switch {
+	case c.persistent && c.shares && c.count > 0:
+		c.next = 0
+		c.die()
+	case c.persistent:
 		c.b.queued.Add(-c.bytes)
+	default:
+		legacy = c.legacy()
 	}
-	if c.stored {
+	if c.stored && !c.dead {
 		c.b.journal.removePrefix(c.prefix())
 	}
 	c.queue.set(nil)
@@ -429,6 +447,7 @@ func (c *client) end() {
 	c.releases.set(nil)
 	c.byID, c.inbound = nil, nil
 	c.b.clock.clear(c)
+	return legacy
 }
 
 // subscription returns the subscription with this filter, as the client wrote it.

@@ -17,6 +17,7 @@ type clock struct {
 	due    dueHeap
 	at     map[*client]*appointment
 	purges map[*client]struct{}
+	heirs  map[*client]struct{} // sessions that have ended, whose shared messages are to be passed on
 }
 
 type appointment struct {
@@ -58,7 +59,7 @@ const (
 func newClock(b *Broker) *clock {
 	return &clock{
 		b: b, wake: make(chan struct{}, 1), stop: make(chan struct{}), ended: make(chan struct{}),
-		at: map[*client]*appointment{}, purges: map[*client]struct{}{},
+		at: map[*client]*appointment{}, purges: map[*client]struct{}{}, heirs: map[*client]struct{}{},
 	}
 }
 
@@ -103,6 +104,14 @@ func (k *clock) purge(c *client) {
 	}
 }
 
+// inherit asks for the next piece of what c had to be passed on.
+func (k *clock) inherit(c *client) {
+	k.mu.Lock()
+	k.heirs[c] = struct{}{}
+	k.mu.Unlock()
+	k.rouse()
+}
+
 func (k *clock) rouse() {
 	select {
 	case k.wake <- struct{}{}:
@@ -136,12 +145,19 @@ func (k *clock) serve() time.Duration {
 		now := time.Now()
 		k.mu.Lock()
 		var c *client
-		purge := false
+		do := k.b.lapse
 		wait := time.Hour
 		for c = range k.purges {
-			purge = true
+			do = func(c *client, _ time.Time) { k.b.purge(c) }
 			delete(k.purges, c)
 			break
+		}
+		if c == nil {
+			for c = range k.heirs {
+				do = func(c *client, _ time.Time) { k.b.inherit(c) }
+				delete(k.heirs, c)
+				break
+			}
 		}
 		if c == nil && len(k.due) > 0 {
 			if wait = k.due[0].when.Sub(now); wait <= 0 {
@@ -151,14 +167,10 @@ func (k *clock) serve() time.Duration {
 			}
 		}
 		k.mu.Unlock()
-		switch {
-		case c == nil:
+		if c == nil {
 			return wait
-		case purge:
-			k.b.purge(c)
-		default:
-			k.b.lapse(c, now)
 		}
+		do(c, now)
 	}
 }
 

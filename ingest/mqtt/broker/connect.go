@@ -46,7 +46,8 @@ func (b *Broker) Connect(want Connect, conn Conn) (s *Session, present bool, err
 		if err != nil {
 			return nil, false, err
 		}
-		s, will, err := c.attach(&want, conn, fresh)
+		s, will, legacy, err := c.attach(&want, conn, fresh)
+		b.passAll(legacy)
 		if will != nil {
 			b.publishWill(will)
 		}
@@ -75,15 +76,15 @@ func (b *Broker) resumed(s *Session, fresh bool) {
 }
 
 // attach gives the session to a connection. It returns no session if this one has ended.
-func (c *client) attach(want *Connect, conn Conn, fresh bool) (_ *Session, will *Will, err error) {
+func (c *client) attach(want *Connect, conn Conn, fresh bool) (_ *Session, will *Will, legacy []entry, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended {
-		return nil, nil, nil
+		return nil, nil, nil, nil
 	}
 	if !fresh {
 		if c.device != "" && c.device != want.Device {
-			return nil, nil, ErrOwner
+			return nil, nil, nil, ErrOwner
 		}
 		over := want.Clean || !c.persistent || c.expiry == 0
 		if old := c.conn; old != nil {
@@ -94,14 +95,15 @@ func (c *client) attach(want *Connect, conn Conn, fresh bool) (_ *Session, will 
 			if c.will != nil && (over || c.will.Delay == 0) {
 				will = c.will
 			}
-			c.unload()
+			if !over {
+				c.unload()
+			}
 		} else if over {
 			will = c.will
 		}
 		c.will = nil
 		if over {
-			c.end() // MQTT-3.1.2-4
-			return nil, will, nil
+			return nil, will, c.end(), nil // MQTT-3.1.2-4
 		}
 		c.b.clock.clear(c)
 	}
@@ -121,7 +123,7 @@ func (c *client) attach(want *Connect, conn Conn, fresh bool) (_ *Session, will 
 	if t := c.record(); c.persistent {
 		s.ticket = t
 	}
-	return s, will, nil
+	return s, will, nil, nil
 }
 
 func (w *Will) clone() *Will {
@@ -150,10 +152,16 @@ func (b *Broker) disconnect(s *Session, reason byte, sendWill bool) {
 	b.connected.Add(-1)
 	if reason == ShuttingDown && sendWill {
 		// The will, and with it what is known of a session that would end now, waits for the next start.
+		var legacy []entry
+		if !c.persistent { // it will not be back
+			legacy = c.legacy()
+			c.leaveAll()
+		}
 		c.conn, c.left = nil, time.Now()
 		c.unload()
 		c.record()
 		c.mu.Unlock()
+		b.passAll(legacy)
 		return
 	}
 	var will *Will
@@ -165,8 +173,9 @@ func (b *Broker) disconnect(s *Session, reason byte, sendWill bool) {
 		will, c.will = c.will, nil
 	}
 	if over {
-		c.end()
+		legacy := c.end()
 		c.mu.Unlock()
+		b.passAll(legacy)
 		b.forget(c)
 	} else {
 		c.conn, c.left = nil, time.Now()
@@ -198,13 +207,15 @@ func (b *Broker) lapse(c *client, now time.Time) {
 	will := c.will // it is due, or the session's end is, which it may not outlast (3.1.3.2.2)
 	c.will = nil
 	over := !c.persistent || !now.Before(c.due())
+	var legacy []entry
 	if over {
-		c.end()
+		legacy = c.end()
 	} else {
 		c.record()
 		b.clock.set(c, c.due())
 	}
 	c.mu.Unlock()
+	b.passAll(legacy)
 	if over {
 		b.forget(c)
 	}

@@ -48,14 +48,15 @@ func (m *Message) keep(deadline int64) *message {
 
 // An entry is a message in a queue, or in flight.
 type entry struct {
-	m    *message // nil: not in memory
-	ids  []uint32 // subscription identifiers
-	live *live    // not nil: it is not on disk
-	seq  uint64   // of a persistent session; its key on disk
-	t    Ticket   // of the last change to its record of flight
-	size uint32
-	id   uint16
-	qos  byte
+	m     *message // nil: not in memory
+	ids   []uint32 // subscription identifiers
+	live  *live    // not nil: it is not on disk
+	share string   // the shared subscription that it came through; "": none
+	seq   uint64   // of a persistent session; its key on disk
+	t     Ticket   // of the last change to its record of flight
+	size  uint32
+	id    uint16
+	qos   byte
 	retain,
 	sent, // by this connection or an earlier one
 	counted, // against the receive maximum of this connection
@@ -63,20 +64,25 @@ type entry struct {
 	gone bool // acknowledged; stays until it is the first in flight
 }
 
-// A stored message, on disk: format, flags, deadline, topic, properties, subscription identifiers, payload. Numbers are uvarints and
-// byte strings have their length before them, but for the payload, which is the rest.
+// A stored message, on disk: format, flags, deadline, topic, properties, subscription identifiers, if it is shared the filter of the
+// shared subscription, and the payload. Numbers are uvarints and byte strings have their length before them, but for the payload, which
+// is the rest.
 const messageFormat = 1
 
 const (
 	flagRetain      = 1 << 2 // of the delivery
 	flagPublished   = 1 << 3 // the publisher's retain flag
 	publishedShift  = 4      // the publisher's QoS
-	flagsUnassigned = 0xC0
+	flagShared      = 1 << 6 // it came through a shared subscription
+	flagsUnassigned = 0x80
 )
 
 var errStored = errors.New("stored bytes cannot be read")
 
-func appendMessage(dst []byte, topic, payload, properties []byte, deadline int64, flags byte, ids []uint32) []byte {
+func appendMessage(dst []byte, topic, payload, properties []byte, deadline int64, flags byte, ids []uint32, share string) []byte {
+	if share != "" {
+		flags |= flagShared
+	}
 	dst = append(dst, messageFormat, flags)
 	dst = binary.AppendUvarint(dst, uint64(deadline))
 	dst = appendBytes(dst, topic)
@@ -84,6 +90,9 @@ func appendMessage(dst []byte, topic, payload, properties []byte, deadline int64
 	dst = binary.AppendUvarint(dst, uint64(len(ids)))
 	for _, id := range ids {
 		dst = binary.AppendUvarint(dst, uint64(id))
+	}
+	if share != "" {
+		dst = appendBytes(dst, []byte(share))
 	}
 	return append(dst, payload...)
 }
@@ -120,6 +129,9 @@ func parseMessage(v []byte) (e entry, err error) {
 	}
 	for range n {
 		e.ids = append(e.ids, uint32(r.number()))
+	}
+	if flags&flagShared != 0 {
+		e.share = string(r.bytes())
 	}
 	if r.b == nil {
 		return entry{}, fmt.Errorf("message is cut short: %w", errStored)

@@ -18,6 +18,7 @@ const (
 	dropTooLarge        // for the client
 	dropRetained        // no room to retain it
 	dropDamaged         // cannot be read from disk
+	dropShared          // its session ended, and no other member of the shared subscription takes it
 	dropReasons
 )
 
@@ -49,7 +50,7 @@ func newMetrics(b *Broker, reg prometheus.Registerer) (metrics, error) {
 		Name: "milepost_broker_dropped_total", Help: "Messages that did not reach a session, by reason.",
 	}, []string{"reason"})
 	for i, name := range [dropReasons]string{
-		"queue_full", "disk_bound", "memory_bound", "disk_slow", "qos0_full", "qos0_offline", "expired", "too_large", "retained_bound", "damaged",
+		"queue_full", "disk_bound", "memory_bound", "disk_slow", "qos0_full", "qos0_offline", "expired", "too_large", "retained_bound", "damaged", "share_ended",
 	} {
 		m.dropped[i] = drops.WithLabelValues(name)
 	}

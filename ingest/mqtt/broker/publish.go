@@ -15,6 +15,13 @@ import (
 // The error is ErrClosed, or the store's when it is fenced; then nothing may be acknowledged.
 func (b *Broker) Publish(m *Message) (Receipt, error) {
 	note := m.QoS == 2 && m.PacketID != 0 && m.From != nil
+	if note {
+		m.From.c.exact.Lock()
+		defer m.From.c.exact.Unlock()
+		if !m.From.owns(m.PacketID) {
+			return Receipt{}, nil // a later connection of the client has sent it again
+		}
+	}
 	if b.trie.size.Load() == 0 && !m.Retain && !note {
 		return Receipt{}, nil
 	}
@@ -45,7 +52,7 @@ func (b *Broker) Publish(m *Message) (Receipt, error) {
 	}
 	b.route(&p, &r)
 	if note {
-		p.ticket = max(p.ticket, m.From.note(m.PacketID))
+		p.ticket = m.From.note(m.PacketID, p.ticket)
 	}
 	if r.Matched > 0 {
 		b.metrics.published.Inc()
@@ -63,7 +70,7 @@ func (b *Broker) retain(p *publication) bool {
 	}
 	m := p.keep()
 	if !b.journal.full() && b.retained.put(m, b.limits.Retained, b.limits.RetainedBytes, time.Now().Unix(), func() {
-		v := appendMessage(nil, m.topic, m.payload, m.properties, m.deadline, messageFlags(m.qos, true, m), nil)
+		v := appendMessage(nil, m.topic, m.payload, m.properties, m.deadline, messageFlags(m.qos, true, m), nil, "")
 		p.ticket = max(p.ticket, b.journal.set(k, v, m.qos == 0))
 	}) {
 		return true
@@ -103,7 +110,7 @@ func (b *Broker) send(p *publication, subs []*sub, r *Receipt) {
 	to := route{ids: p.scratch.ids[:0]}
 	any := false
 	for _, s := range subs {
-		if s.noLocal && p.From != nil && p.From.c == c { // MQTT-3.8.3-3
+		if s.noLocal && p.From != nil && p.From.c.id == c.id { // MQTT-3.8.3-3
 			continue
 		}
 		any = true
@@ -134,7 +141,7 @@ func (b *Broker) share(p *publication, t turn, r *Receipt) {
 			if s.c.online() != connected || s.c.full(p.size()) {
 				continue
 			}
-			to := route{qos: min(s.qos, p.QoS), retain: s.asPublished && p.Retain}
+			to := route{qos: min(s.qos, p.QoS), retain: s.asPublished && p.Retain, share: s.filter}
 			if s.id != 0 {
 				to.ids = append(p.scratch.ids[:0], s.id)
 			}

@@ -21,6 +21,9 @@ type leaf struct {
 	m     *message
 }
 
+// cost is what a retained message counts for: each level of its topic is a leaf, and there may be 65,535 of them.
+func (m *message) cost() int64 { return m.size() + overhead*int64(bytes.Count(m.topic, []byte("/"))) }
+
 // put retains m in place of what its topic had, or refuses it if there is no room. change is called if it was taken.
 func (r *retained) put(m *message, most int, mostBytes, now int64, change func()) bool {
 	r.mu.Lock()
@@ -28,10 +31,10 @@ func (r *retained) put(m *message, most int, mostBytes, now int64, change func()
 	old := int64(0)
 	n := r.find(m.topic)
 	if n != nil && n.m != nil {
-		old = n.m.size()
+		old = n.m.cost()
 	}
 	fits := func() bool {
-		return (old > 0 || r.count < most) && r.bytes-old+m.size() <= mostBytes
+		return (old > 0 || r.count < most) && r.bytes-old+m.cost() <= mostBytes
 	}
 	if !fits() {
 		r.sweepLocked(&r.root, nil, now)
@@ -56,7 +59,7 @@ func (r *retained) put(m *message, most int, mostBytes, now int64, change func()
 	if n.m == nil {
 		r.count++
 	}
-	r.bytes += m.size() - old
+	r.bytes += m.cost() - old
 	n.m = m
 	change()
 	return true
@@ -85,7 +88,7 @@ func (r *retained) remove(topic []byte, change func()) {
 func (n *leaf) cut(topic []byte, more bool, r *retained) {
 	if !more {
 		r.count--
-		r.bytes -= n.m.size()
+		r.bytes -= n.m.cost()
 		n.m = nil
 		return
 	}
@@ -106,7 +109,7 @@ func (r *retained) sweep(now int64) (topics [][]byte) {
 func (r *retained) sweepLocked(n *leaf, topics [][]byte, now int64) [][]byte {
 	if m := n.m; m != nil && m.deadline != 0 && m.deadline <= now {
 		r.count--
-		r.bytes -= m.size()
+		r.bytes -= m.cost()
 		n.m = nil
 		topics = append(topics, m.topic)
 	}

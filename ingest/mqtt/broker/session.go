@@ -227,7 +227,11 @@ func (s *Session) pullFlight(dst []Delivery, want int, now int64) (_ []Delivery,
 		case e.m == nil:
 			return dst, true
 		default:
-			d, _ := s.delivery(e, now) // its delivery has begun: it is neither too old nor too large any more
+			d, fit := s.delivery(e, now)
+			if !fit {
+				c.finish(e)
+				continue
+			}
 			d.PacketID, d.Dup = e.id, e.sent
 			dst = append(dst, d)
 			e.sent, e.counted = true, true
@@ -282,7 +286,7 @@ func (c *client) adopt(e entry) {
 		c.extra++
 		e.seq = extraBit | c.extra
 		m := e.m
-		v := appendMessage(nil, m.topic, m.payload, m.properties, m.deadline, messageFlags(e.qos, true, m), e.ids)
+		v := appendMessage(nil, m.topic, m.payload, m.properties, m.deadline, messageFlags(e.qos, true, m), e.ids, "")
 		c.store(c.keyOf(kindQueue, e.seq), v, e.qos == 1)
 		c.b.queued.Add(int64(e.size))
 	}
@@ -296,11 +300,11 @@ func (s *Session) delivery(e *entry, now int64) (d Delivery, ok bool) {
 		QoS: e.qos, Retain: e.retain, Topic: m.topic, Payload: m.payload, Properties: m.properties, SubscriptionIDs: e.ids,
 	}
 	if m.deadline != 0 {
-		if m.deadline <= now { // MQTT-3.3.2-5
+		if m.deadline <= now && !e.sent { // MQTT-3.3.2-5; not once its delivery has begun (MQTT-4.3.3-7)
 			s.c.b.metrics.dropped[dropExpired].Inc()
 			return d, false
 		}
-		d.Expires, d.Expiry = true, uint32(m.deadline-now) // MQTT-3.3.2-6
+		d.Expires, d.Expiry = true, uint32(max(0, m.deadline-now)) // MQTT-3.3.2-6
 	}
 	if s.maxPacket != 0 && d.PacketSize(s.version) > s.maxPacket { // MQTT-3.1.2-24, -25
 		s.c.b.metrics.dropped[dropTooLarge].Inc()
@@ -414,33 +418,60 @@ func (s *Session) Pubcomp(id uint16, _ byte) bool {
 }
 
 // Received notes the packet identifier of a QoS 2 message that the client has sent. dup tells that it was received before and
-// not yet released: the message must be acknowledged again (PUBREC) and not published again. Otherwise the front publishes it with
-// Message.From and PacketID; if it refuses the message instead (PUBREC with 0x80 or more), it calls Released.
-func (s *Session) Received(id uint16) (dup bool) {
+// not yet released: the message must be acknowledged again (PUBREC), when the ticket is durable, and not published again. Otherwise the
+// front publishes it with Message.From and PacketID, or, if it is not for the broker, calls Note; if it refuses the message instead
+// (PUBREC with 0x80 or more), it calls Released. A message that an earlier connection received and has not published counts as not
+// received: whoever received it last publishes it.
+func (s *Session) Received(id uint16) (dup bool, t Ticket) {
 	c := s.c
+	c.exact.Lock()
+	defer c.exact.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.conn != s {
-		return false
+		return false, 0
 	}
-	if _, dup = c.inbound[id]; !dup {
-		if c.inbound == nil {
-			c.inbound = map[uint16]struct{}{}
-		}
-		c.inbound[id] = struct{}{}
+	if by, known := c.inbound[id]; known && (by == nil || by == s) {
+		return true, c.noted
 	}
-	return dup
+	if c.inbound == nil {
+		c.inbound = map[uint16]*Session{}
+	}
+	c.inbound[id] = s
+	return false, 0
 }
 
-// note records a received identifier on disk, behind what its message put into queues.
-func (s *Session) note(id uint16) Ticket {
+// Note records a received identifier on disk whose message was not for the broker. PUBREC waits for the ticket.
+func (s *Session) Note(id uint16) Ticket {
+	s.c.exact.Lock()
+	defer s.c.exact.Unlock()
+	if !s.owns(id) {
+		return 0
+	}
+	return s.note(id, 0)
+}
+
+// owns tells whether the message is s's to publish. The caller holds exact.
+func (s *Session) owns(id uint16) bool {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.c.inbound[id] == s
+}
+
+// note records that the message is published, behind what it put into queues, which has the ticket. The caller holds exact.
+func (s *Session) note(id uint16, t Ticket) Ticket {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, ok := c.inbound[id]; !ok || !c.persistent || c.ended {
-		return 0
+	if c.ended {
+		return t
 	}
-	return c.store(c.inboundKey(id), nil, false)
+	c.inbound[id] = nil
+	if c.persistent {
+		t = max(t, c.store(c.inboundKey(id), nil, false))
+	}
+	c.noted = max(c.noted, t)
+	return t
 }
 
 // Released forgets the identifier, when PUBREL has come. known tells whether it was received; if not, PUBCOMP says PacketIDNotFound.

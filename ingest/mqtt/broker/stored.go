@@ -19,6 +19,7 @@ const (
 	flagWillRetain  = 1 << 1
 	flagWillExpires = 1 << 2
 	willQoSShift    = 3
+	flagDead        = 1 << 5
 
 	flagNoLocal     = 1 << 2
 	flagAsPublished = 1 << 3
@@ -35,6 +36,9 @@ func appendRecord(dst []byte, c *client) []byte {
 		if w.Message.Expires {
 			flags |= flagWillExpires
 		}
+	}
+	if c.dead {
+		flags |= flagDead
 	}
 	dst = append(dst, recordFormat, flags)
 	dst = appendBytes(dst, []byte(c.id))
@@ -63,7 +67,7 @@ func parseRecord(v []byte, c *client) error {
 		return fmt.Errorf("session of format %d: %w", format, errStored)
 	}
 	c.id, c.device = string(r.bytes()), string(r.bytes())
-	c.expiry = uint32(r.number())
+	c.expiry, c.dead = uint32(r.number()), flags&flagDead != 0
 	if left := r.number(); left != 0 {
 		c.left = time.Unix(int64(left), 0)
 	}
@@ -166,6 +170,7 @@ func (c *client) restore(kind byte, k, v []byte) error {
 		c.persistent = c.expiry > 0
 	case c.id == "":
 		return nil // without a record it is a session that ended; restored removes it
+	case kind == kindFilter && c.dead:
 	case kind == kindFilter:
 		s, err := parseSub(c, k, v)
 		if err != nil {
@@ -174,9 +179,9 @@ func (c *client) restore(kind byte, k, v []byte) error {
 		c.subs = append(c.subs, s)
 	case kind == kindInbound && len(k) == 2:
 		if c.inbound == nil {
-			c.inbound = map[uint16]struct{}{}
+			c.inbound = map[uint16]*Session{}
 		}
-		c.inbound[binary.BigEndian.Uint16(k)] = struct{}{}
+		c.inbound[binary.BigEndian.Uint16(k)] = nil
 	case kind == kindFlight && len(k) == 8 && len(v) == 3:
 		e := entry{seq: sequence(k), id: binary.BigEndian.Uint16(v), sent: true, released: v[2] == flightReleased}
 		if e.released {
@@ -226,6 +231,7 @@ func (c *client) restoreQueued(seq uint64, v []byte) error {
 	c.bytes += int64(e.size)
 	c.b.queued.Add(int64(e.size))
 	c.expiring = c.expiring || e.m.deadline != 0
+	c.shares = c.shares || e.share != ""
 	if !flying && c.next == 0 && seq&extraBit == 0 {
 		c.next = seq
 	}
@@ -235,6 +241,11 @@ func (c *client) restoreQueued(seq uint64, v []byte) error {
 // restored takes a session that was read, and begins its time without a connection.
 func (b *Broker) restored(c *client, now time.Time) {
 	if c == nil {
+		return
+	}
+	if c.dead { // what it had is passed on when all sessions are there
+		c.ended, c.next = true, 0
+		b.clock.inherit(c)
 		return
 	}
 	if c.id == "" || b.clients[c.id] != nil {

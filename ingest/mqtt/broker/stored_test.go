@@ -10,21 +10,21 @@ import (
 
 // What is read back is what was written, and bytes that nobody wrote are an error and no panic.
 func FuzzStored(f *testing.F) {
-	f.Add([]byte("topic"), []byte("payload"), []byte{1, 1}, int64(7), byte(0x16), uint32(3))
-	f.Fuzz(func(t *testing.T, topic, payload, properties []byte, deadline int64, flags byte, id uint32) {
+	f.Add([]byte("topic"), []byte("payload"), []byte{1, 1}, int64(7), byte(0x16), uint32(3), "$share/g/topic")
+	f.Fuzz(func(t *testing.T, topic, payload, properties []byte, deadline int64, flags byte, id uint32, share string) {
 		_, _ = parseMessage(payload)
 		_ = parseRecord(payload, new(client))
 		_, _ = parseSub(nil, topic, payload)
 		if flags&^0x3F != 0 || flags&3 == 3 || deadline < 0 {
 			return
 		}
-		v := appendMessage(nil, topic, payload, properties, deadline, flags, []uint32{id})
+		v := appendMessage(nil, topic, payload, properties, deadline, flags, []uint32{id}, share)
 		e, err := parseMessage(v)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(e.m.topic, topic) || !bytes.Equal(e.m.payload, payload) || !bytes.Equal(e.m.properties, properties) ||
-			e.m.deadline != deadline || e.ids[0] != id || messageFlags(e.qos, e.retain, e.m) != flags {
+			e.m.deadline != deadline || e.ids[0] != id || e.share != share || messageFlags(e.qos, e.retain, e.m) != flags {
 			t.Errorf("%q became %+v, %+v", v, e, e.m)
 		}
 		for i := range len(v) - len(payload) {

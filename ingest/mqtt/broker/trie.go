@@ -97,6 +97,8 @@ func (t *trie) add(s, old *sub) {
 	defer t.mu.Unlock()
 	if old != nil {
 		t.removeLocked(old)
+	} else {
+		t.size.Add(1) // of one that takes another's place it stays: Publish, which reads it without the lock, must not find 0 (MQTT-3.8.4-4)
 	}
 	group, filter, _ := CheckFilter(s.filter)
 	n := &t.root
@@ -108,13 +110,11 @@ func (t *trie) add(s, old *sub) {
 				n.hash = new(ending)
 			}
 			n.hash.add(group, s)
-			t.size.Add(1)
 			return
 		}
 		n = n.child(level)
 	}
 	n.exact.add(group, s)
-	t.size.Add(1)
 }
 
 func (n *node) child(level string) *node {
@@ -181,12 +181,12 @@ func (t *trie) remove(s *sub) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.removeLocked(s)
+	t.size.Add(-1)
 }
 
 func (t *trie) removeLocked(s *sub) {
 	group, filter, _ := CheckFilter(s.filter)
 	t.root.cut(group, filter, true, s)
-	t.size.Add(-1)
 }
 
 // cut removes s and the nodes that this leaves empty.
@@ -215,6 +215,43 @@ func (n *node) cut(group, filter string, more bool, s *sub) {
 
 func (n *node) empty() bool {
 	return n.plus == nil && n.hash == nil && n.below.empty() && n.exact.empty()
+}
+
+// members puts the members of a shared subscription into m, as match would. It tells whether there are any.
+func (t *trie) members(share string, m *matches) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	name, filter, _ := CheckFilter(share)
+	n := &t.root
+	for more := true; more; {
+		var level string
+		if level, filter, more = strings.Cut(filter, "/"); level == "#" {
+			return n.hash.members(name, m)
+		}
+		if level == "+" {
+			n = n.plus
+		} else {
+			n = n.below.get([]byte(level))
+		}
+		if n == nil {
+			return false
+		}
+	}
+	return n.exact.members(name, m)
+}
+
+func (e *ending) members(name string, m *matches) bool {
+	if e == nil {
+		return false
+	}
+	for _, g := range e.groups {
+		if g.name == name {
+			m.ring = append(m.ring, g.members...)
+			m.shared = append(m.shared, turn{g, 0, len(m.ring)})
+			return true
+		}
+	}
+	return false
 }
 
 // A matches is what a topic found. It is reused.

@@ -29,6 +29,7 @@ func naive(filter, topic string) bool {
 	return len(f) == len(t)
 }
 
+// Topic filters and names: MQTT-4.7.0-1, 4.7.1-1, -2, 4.7.3-1, -2, -3, and shared filters: 4.8.2-1, -2.
 func TestCheckFilter(t *testing.T) {
 	long := strings.Repeat("x", 65536)
 	for filter, valid := range map[string]bool{
@@ -49,7 +50,8 @@ func TestCheckFilter(t *testing.T) {
 	}
 }
 
-// Random filters come and go, and random topics find what the naive matcher says; live messages and retained ones.
+// Random filters come and go, and random topics find what the naive matcher says; live messages and retained ones (MQTT-3.3.2-3,
+// 4.7.2-1).
 func TestTrieAgainstNaiveMatcher(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 7))
 	levels := []string{"a", "b", "c", "", "$d", "+", "+", "#"}

@@ -165,7 +165,22 @@ func (c *Connack) Decode(flags byte, body []byte, version byte) error {
 	if c.Present && c.Code != 0 {
 		return protocolError("CONNACK with a session and a refusal") // MQTT-3.2.2-6
 	}
+	if !connectCode(c.Code, version) {
+		return protocolError("CONNACK with reason code %#x", c.Code) // MQTT-3.2.2-8
+	}
 	return nil
+}
+
+func connectCode(code, version byte) bool {
+	if version < V5 {
+		return code <= RefusedNotAuthorized
+	}
+	switch code {
+	case Success, TopicNameInvalid, PacketTooLarge, QuotaExceeded, PayloadFormatInvalid, RetainNotSupported, QoSNotSupported, UseAnotherServer,
+		ServerMoved, ConnectionRateExceeded:
+		return true
+	}
+	return code >= UnspecifiedError && code <= BadAuthMethod && code != ServerShuttingDown
 }
 
 // Append appends the packet.
@@ -182,19 +197,22 @@ func (c *Connack) Append(dst []byte, version byte) []byte {
 	return finish(dst, start, byte(CONNACK)<<4)
 }
 
-// Refused311 returns the return code of MQTT 3.1.1 for a reason code of MQTT 5.
-func Refused311(code byte) byte {
+// Refused311 returns the return code of MQTT 3.1.1 for a reason code of MQTT 5. ok is false if none says it: then there is no CONNACK
+// (MQTT-3.1.4-1, -3.2.2-6 of 3.1.1).
+func Refused311(code byte) (refused byte, ok bool) {
 	switch code {
 	case Success:
-		return Accepted
+		return Accepted, true
 	case UnsupportedVersion:
-		return RefusedVersion
+		return RefusedVersion, true
 	case ClientIDNotValid:
-		return RefusedClientID
+		return RefusedClientID, true
 	case BadUserOrPassword:
-		return RefusedUser
+		return RefusedUser, true
 	case NotAuthorized, Banned, BadAuthMethod:
-		return RefusedNotAuthorized
+		return RefusedNotAuthorized, true
+	case ServerUnavailable, ServerBusy, UnspecifiedError, QuotaExceeded:
+		return RefusedUnavailable, true
 	}
-	return RefusedUnavailable
+	return 0, false
 }

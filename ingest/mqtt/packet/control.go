@@ -113,7 +113,30 @@ func (s *Suback) Decode(t Type, flags byte, body []byte, version byte) error {
 	if r.err == nil && len(s.Codes) == 0 {
 		r.fail(malformed("%s without reason codes", t))
 	}
+	for _, code := range s.Codes {
+		if r.err == nil && !subackCode(t, code, version) {
+			r.fail(protocolError("%s with reason code %#x", t, code)) // MQTT-3.9.3-2, -3.11.3-2
+		}
+	}
 	return r.err
+}
+
+func subackCode(t Type, code, version byte) bool {
+	switch code {
+	case Success:
+		return true
+	case GrantedQoS1, GrantedQoS2:
+		return t == SUBACK
+	case NoSubscriptionExisted:
+		return t == UNSUBACK
+	case UnspecifiedError:
+		return true
+	case ImplementationSpecific, NotAuthorized, TopicFilterInvalid, PacketIDInUse:
+		return version >= V5
+	case QuotaExceeded, SharedNotSupported, SubscriptionIDs, WildcardNotSupported:
+		return version >= V5 && t == SUBACK
+	}
+	return false
 }
 
 // Append appends a packet of that type.

@@ -197,6 +197,31 @@ func TestFrame(t *testing.T) {
 	f([]byte{0x30, 0xe8, 0x07}, 0, 0, PacketTooLarge)
 }
 
+// Packets byte by byte: what encoder and decoder agree on is what the specification says.
+func TestBytes(t *testing.T) {
+	f := func(statement string, got []byte, want string) {
+		t.Helper()
+		if diff := cmp.Diff(want, fmt.Sprintf("%x", got)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", statement, diff)
+		}
+	}
+	zero, one := Publish{Topic: []byte("a"), Payload: []byte("p"), ID: 7}, Publish{Topic: []byte("a"), Payload: []byte("p"), ID: 7, QoS: 1}
+	f("MQTT-2.2.1-2, 3.3.2-1", zero.Append(nil, V311), "3004000161"+"70")
+	f("MQTT-2.2.1-2, 2.2.2-1, 3.3.2-1", zero.Append(nil, V5), "3005000161"+"00"+"70")
+	f("MQTT-2.2.2-1", one.Append(nil, V5), "3207000161"+"0007"+"00"+"70")
+	f("MQTT-2.2.2-1", (&Connack{}).Append(nil, V5), "2003000000")
+	f("MQTT-2.2.2-1", (&Suback{ID: 7, Codes: []byte{1}}).Append(nil, SUBACK, V5), "9004000700"+"01")
+	connect := "\x00\x04MQTT\x05\xee\x00\x3c" + "\x05\x11\x00\x00\x00\x07" + "\x00\x02id" + "\x05\x18\x00\x00\x00\x03" + "\x00\x01t" + "\x00\x01w" + "\x00\x01u" + "\x00\x01p"
+	var c Connect // MQTT-3.1.3-1, -3: client identifier, will properties, will topic, will payload, user name, password
+	if err := c.Decode(0, []byte(connect)); err != nil {
+		t.Fatal(err)
+	}
+	got := fmt.Sprintf("%v %s %d %d %s %s %d %v %s %s", c.Clean, c.ClientID, c.Properties.SessionExpiry, c.Will.Properties.WillDelay, c.Will.Topic, c.Will.Payload, c.Will.QoS, c.Will.Retain, c.User, c.Password)
+	if want := "true id 7 3 t w 1 true u p"; got != want {
+		t.Errorf("MQTT-3.1.3-1: %s, want %s", got, want)
+	}
+}
+
 // What the specifications forbid, by the number of the statement in MQTT 5 (or 3.1.1).
 func TestForbidden(t *testing.T) {
 	f := func(statement string, version, first byte, body string, code byte) {
@@ -217,31 +242,49 @@ func TestForbidden(t *testing.T) {
 	f("1.5.4-1", V5, 0x30, "\x00\x03\xed\xa0\x80\x00", MalformedPacket) // a surrogate
 	f("1.5.4-2", V5, 0x30, "\x00\x01\x00\x00", MalformedPacket)
 	f("1.5.4-2", V5, 0x30, "\x00\x03\xc3\xbc\x00\x00", MalformedPacket)
+	f("1.5.4-1", V5, 0x30, "\x00\x02\xc0\xaf\x00", MalformedPacket)         // longer than it need be
+	f("1.5.4-1", V5, 0x30, "\x00\x04\xf4\x90\x80\x80\x00", MalformedPacket) // beyond Unicode
 	f("1.5.5-1", V5, 0x30, "\x00\x01a\x80\x00", MalformedPacket)
+	f("1.5.5-1", V5, 0x82, "\x00\x01\x03\x0b\x81\x00\x00\x01a\x00", MalformedPacket)
+	f("1.5.7-1", V5, 0x30, "\x00\x01a\x07\x26\x00\x01\xff\x00\x01v", MalformedPacket)
+	f("1.5.7-1", V5, 0x30, "\x00\x01a\x07\x26\x00\x01k\x00\x01\x00", MalformedPacket)
 	f("2.1.3-1", V5, 0xC1, "", MalformedPacket)
 	f("2.1.3-1", V5, 0x60, "\x00\x01", MalformedPacket)
 	f("2.2.1-2", V5, 0x32, "\x00\x01a", MalformedPacket)
 	f("2.2.1-3", V5, 0x32, "\x00\x01a\x00\x00\x00", ProtocolError)
+	f("2.2.1-3", V5, 0xA2, "\x00\x00\x00\x00\x01a", ProtocolError)
 	f("2.2.1-3", V311, 0x82, "\x00\x00\x00\x01a\x00", ProtocolError)
 	f("2.2.2-1", V5, 0x30, "\x00\x01a", MalformedPacket)
-	f("2.2.2-2", V5, 0x30, "\x00\x01a\x05\x11\x00\x00\x00\x01", MalformedPacket)
-	f("2.2.2-2", V5, 0x30, "\x00\x01a\x02\x01\x02", ProtocolError)
-	f("2.2.2-2", V5, 0x30, "\x00\x01a\x04\x01\x00\x01\x00", ProtocolError)
+	f("2.2.2.2", V5, 0x30, "\x00\x01a\x05\x11\x00\x00\x00\x01", MalformedPacket)
+	f("2.2.2.2", V5, 0x30, "\x00\x01a\x02\x01\x02", ProtocolError)
+	f("2.2.2.2", V5, 0x30, "\x00\x01a\x04\x01\x00\x01\x00", ProtocolError)
 	f("3.1.2-1", V5, 0x10, "\x00\x04MQTX\x05\x02\x00\x3c\x00\x00\x00", MalformedPacket)
 	f("3.1.2-2", V5, 0x10, "\x00\x04MQTT\x06\x02\x00\x3c\x00\x00\x00", UnsupportedVersion)
 	f("3.1.2-2", V5, 0x10, "\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x00", UnsupportedVersion)
 	f("3.1.2-3", V5, 0x10, connect5(3, "\x00\x00\x00"), MalformedPacket)
+	f("3.1.2-9", V5, 0x10, connect5(0x06, "\x00\x00\x00"), MalformedPacket)                     // no will
+	f("3.1.2-9", V5, 0x10, connect5(0x06, "\x00\x00\x00\x00\x00\x01a"), MalformedPacket)        // no payload
+	f("3.1.2-9", V5, 0x10, connect5(0x06, "\x00\x00\x00\x00\x00\x00\x00\x00"), MalformedPacket) // an empty topic
 	f("3.1.2-11", V5, 0x10, connect5(0x0a, "\x00\x00\x00"), MalformedPacket)
 	f("3.1.2-12", V5, 0x10, connect5(0x1e, "\x00\x00\x00\x00\x00\x01a\x00\x00"), MalformedPacket)
 	f("3.1.2-13", V5, 0x10, connect5(0x22, "\x00\x00\x00"), MalformedPacket)
 	f("3.1.2-22 of 3.1.1", V311, 0x10, connect4(0x42, "\x00\x00\x00\x00"), MalformedPacket)
-	f("3.1.2-16", V5, 0x10, connect4(0x82, "\x00\x00"), MalformedPacket)
+	f("3.1.2-16", V5, 0x10, connect5(2, "\x00\x00\x00\x00\x01u"), MalformedPacket)
+	f("3.1.2-17", V311, 0x10, connect4(0x82, "\x00\x00"), MalformedPacket)
+	f("3.1.2-18", V311, 0x10, connect4(0x82, "\x00\x00\x00\x01u\x00\x01p"), MalformedPacket)
+	f("3.1.2-19", V311, 0x10, connect4(0xc2, "\x00\x00\x00\x01u"), MalformedPacket)
 	f("3.1.2.11.3", V5, 0x10, connect5(2, "\x03\x21\x00\x00\x00\x00"), ProtocolError)
 	f("3.1.2.11.4", V5, 0x10, connect5(2, "\x05\x27\x00\x00\x00\x00\x00\x00"), ProtocolError)
 	f("3.1.2.11.10", V5, 0x10, connect5(2, "\x04\x16\x00\x01a\x00\x00"), ProtocolError)
 	f("3.1.3-1", V5, 0x10, connect5(2, "\x00\x00\x00x"), MalformedPacket)
+	f("3.1.3-3", V5, 0x10, connect5(2, "\x00"), MalformedPacket)
 	f("3.1.3-4", V5, 0x10, connect5(2, "\x00\x00\x01\xff"), MalformedPacket)
 	f("3.1.3-11", V311, 0x10, connect4(6, "\x00\x00\x00\x01\x00\x00\x00"), MalformedPacket)
+	f("3.1.3-12", V311, 0x10, connect4(0x82, "\x00\x00\x00\x01\xff"), MalformedPacket)
+	f("3.2.2-1", V5, 0x20, "\x02\x00\x00", MalformedPacket)
+	f("3.2.2-6", V5, 0x20, "\x01\x80\x00", ProtocolError)
+	f("3.2.2-8", V5, 0x20, "\x00\x8b\x00", ProtocolError)
+	f("3.2.2-8", V311, 0x20, "\x00\x06", ProtocolError)
 	f("3.3.1-2", V5, 0x38, "\x00\x01a\x00", MalformedPacket)
 	f("3.3.1-4", V5, 0x36, "\x00\x01a\x00\x01\x00", MalformedPacket)
 	f("3.3.2-1", V311, 0x30, "\x00\x00", MalformedPacket)
@@ -249,23 +292,34 @@ func TestForbidden(t *testing.T) {
 	f("3.3.2-2", V5, 0x30, "\x00\x03a/+\x00", TopicNameInvalid)
 	f("3.3.2-2", V311, 0x30, "\x00\x01#", TopicNameInvalid)
 	f("3.3.2-8", V5, 0x30, "\x00\x01a\x03\x23\x00\x00", TopicAliasInvalid)
+	f("3.3.2-13", V5, 0x30, "\x00\x01a\x04\x08\x00\x01\xff", MalformedPacket)
+	f("3.3.2-19", V5, 0x30, "\x00\x01a\x04\x03\x00\x01\xff", MalformedPacket)
 	f("3.3.2-14", V5, 0x30, "\x00\x01a\x05\x08\x00\x02a+", ProtocolError)
 	f("3.4.2-1", V5, 0x40, "\x00\x01\x42", ProtocolError)
+	f("3.5.2-1", V5, 0x50, "\x00\x01\x92", ProtocolError)
+	f("3.6.2-1", V5, 0x62, "\x00\x01\x80", ProtocolError)
+	f("3.7.2-1", V5, 0x70, "\x00\x01\x10", ProtocolError)
 	f("3.6.1-1", V5, 0x60, "\x00\x01", MalformedPacket)
 	f("3.8.1-1", V5, 0x80, "\x00\x01\x00\x00\x01a\x00", MalformedPacket)
 	f("3.8.3-1", V5, 0x82, "\x00\x01\x00\x00\x01\xff\x00", MalformedPacket)
 	f("3.8.3-2", V5, 0x82, "\x00\x01\x00", ProtocolError)
 	f("3.8.3-5", V5, 0x82, "\x00\x01\x00\x00\x01a\x40", MalformedPacket)
-	f("3.8.3-5", V311, 0x82, "\x00\x01\x00\x01a\x04", MalformedPacket)
+	f("3.8.3-4 of 3.1.1", V311, 0x82, "\x00\x01\x00\x01a\x04", MalformedPacket)
 	f("3.8.3.1", V5, 0x82, "\x00\x01\x00\x00\x01a\x03", MalformedPacket)
 	f("3.8.3.1", V5, 0x82, "\x00\x01\x00\x00\x01a\x30", ProtocolError)
 	f("3.8.2.1.2", V5, 0x82, "\x00\x01\x02\x0b\x00\x00\x01a\x00", ProtocolError)
 	f("3.10.1-1", V5, 0xA0, "\x00\x01\x00\x00\x01a", MalformedPacket)
+	f("3.9.3-2", V5, 0x90, "\x00\x01\x00\x03", ProtocolError)
+	f("3.9.3-2", V311, 0x90, "\x00\x01\x8f", ProtocolError)
+	f("3.11.3-2", V5, 0xB0, "\x00\x01\x00\x01", ProtocolError)
+	f("3.10.1-1", V311, 0xA1, "\x00\x01\x00\x01a", MalformedPacket)
+	f("3.10.3-1", V5, 0xA2, "\x00\x01\x00\x00\x01\xff", MalformedPacket)
 	f("3.10.3-2", V5, 0xA2, "\x00\x01\x00", ProtocolError)
 	f("3.12", V5, 0xC0, "x", MalformedPacket)
 	f("3.14.1-1", V5, 0xE1, "", MalformedPacket)
 	f("3.14.2-1", V5, 0xE0, "\x03", ProtocolError)
 	f("3.14.2 of 3.1.1", V311, 0xE0, "\x00", MalformedPacket)
+	f("3.15.1-1", V5, 0xF1, "", MalformedPacket)
 	f("3.15.2-1", V5, 0xF0, "\x01", ProtocolError)
 }
 

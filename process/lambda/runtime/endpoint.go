@@ -3,11 +3,8 @@ package runtime
 import (
 	"bytes"
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -15,16 +12,17 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"strconv"
 	"time"
+
+	"github.com/milepost/milepost/internal/webhook"
 )
 
 // Headers of a request to a function's URL. The first two are those of an alert's webhook, so that one receiver can check both
 // (alert.Verify does).
 const (
-	SignatureHeader   = "Milepost-Signature" // t=UNIX_SECONDS,v1=HEX of HMAC-SHA256(secret, t "." body)
-	IdempotencyHeader = "Idempotency-Key"    // Request.ID: the same in every repetition
-	FunctionHeader    = "Milepost-Function"  // Config.Name
+	SignatureHeader   = webhook.SignatureHeader   // t=UNIX_SECONDS,v1=HEX of HMAC-SHA256(secret, t "." body)
+	IdempotencyHeader = webhook.IdempotencyHeader // Request.ID: the same in every repetition
+	FunctionHeader    = "Milepost-Function"       // Config.Name
 )
 
 // An endpoint is a function behind a URL.
@@ -163,7 +161,7 @@ func (e *endpoint) post(ctx context.Context, id string, in *Request, now time.Ti
 		h.Set("X-Amz-Client-Context", in.ClientContext)
 	}
 	if len(e.secret) > 0 {
-		h.Set(SignatureHeader, sign(body, e.secret, now))
+		h.Set(SignatureHeader, webhook.Sign(body, e.secret, now))
 	}
 	resp, err := e.client.Do(req)
 	if err != nil {
@@ -182,7 +180,7 @@ func (e *endpoint) post(ctx context.Context, id string, in *Request, now time.Ti
 	}
 	switch code := resp.StatusCode; {
 	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable:
-		return nil, &ThrottledError{Reason: "the endpoint answered " + resp.Status, After: retryAfter(resp.Header.Get("Retry-After"), now)}
+		return nil, &ThrottledError{Reason: "the endpoint answered " + resp.Status, After: webhook.RetryAfter(resp.Header.Get("Retry-After"), now)}
 	case code >= 300 && code < 400:
 		return nil, fmt.Errorf("endpoint answered %s: redirects are not followed: configure %q itself", resp.Status, resp.Header.Get("Location"))
 	case code < 200 || code > 299:
@@ -191,26 +189,6 @@ func (e *endpoint) post(ctx context.Context, id string, in *Request, now time.Ti
 		return &Response{FunctionError: unhandled, Payload: tooLargeDocument()}, nil
 	}
 	return &Response{Payload: answer}, nil
-}
-
-// retryAfter reads seconds or an HTTP date; 0 if there is neither.
-func retryAfter(s string, now time.Time) time.Duration {
-	if n, err := strconv.ParseUint(s, 10, 31); err == nil {
-		return time.Duration(n) * time.Second //nolint:gosec // 31 bits
-	}
-	if t, err := http.ParseTime(s); err == nil {
-		return max(0, t.Sub(now))
-	}
-	return 0
-}
-
-// sign is alert.Sign, from which this package is kept apart.
-func sign(body, secret []byte, at time.Time) string {
-	t := strconv.FormatInt(at.Unix(), 10)
-	h := hmac.New(sha256.New, secret)
-	h.Write([]byte(t + "."))
-	h.Write(body)
-	return "t=" + t + ",v1=" + hex.EncodeToString(h.Sum(nil))
 }
 
 // Status counts the requests.

@@ -21,6 +21,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/milepost/milepost/internal/nearest"
 	"github.com/milepost/milepost/process"
 	"github.com/milepost/milepost/process/rule"
 	"github.com/milepost/milepost/process/window"
@@ -226,7 +227,7 @@ func (w *Windows) column(name string) (column, error) {
 		for i := range w.cfg.Catalog.Len() {
 			known = append(known, w.cfg.Catalog.Def(telemetry.SignalID(i)).Name) //nolint:gosec // bounded by MaxSignals
 		}
-		hint := window.DidYouMean(name, known)
+		hint := nearest.Hint(name, known)
 		if hint == "" {
 			hint = "; declare it under signals"
 		}

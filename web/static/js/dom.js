@@ -54,6 +54,7 @@ const ICONS = {
 	close: 'M6 6l12 12M18 6 6 18',
 	play: 'M7 4.5v15l12-7.5z',
 	down: 'M12 4v11M7 11l5 5 5-5M5 20h14',
+	copy: 'M9 9h11v11H9zM5 15H4V4h11v1',
 	plus: 'M12 5v14M5 12h14',
 	minus: 'M5 12h14',
 	fit: 'M4 9V4h5M15 4h5v5M20 15v5h-5M9 20H4v-5',

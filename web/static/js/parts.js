@@ -93,7 +93,7 @@ export function code(text) {
 		} catch {
 			toast('The browser does not allow copying: select the text', 'warning');
 		}
-	}}, icon('down'), 'Copy'));
+	}}, icon('copy'), 'Copy'));
 }
 
 export const field = (label, input, hint) => h('label', {class: 'field'}, h('span', {}, label), input, hint && h('small', {}, hint));

@@ -77,14 +77,14 @@ export class PipelinePage {
 		const total = (list, f) => list.reduce((n, x) => n + f(x), 0);
 		const refused = (d) => total(Object.values(d.refused ?? {}), (n) => n);
 		const accepted = per(total(s.doors, (d) => d.accepted), b && total(b.doors, (d) => d.accepted));
-		const processed = s.functions.map((f) => per(f.processed, b?.functions.find((x) => x.name === f.name)?.processed)).filter((r) => r !== null);
-		const slowest = processed.length ? Math.min(...processed) : null;
+		// The first consumer is the fleet's own; others may have other streams, or read when they like.
+		const fleet = s.functions[0], processed = fleet ? per(fleet.processed, b?.functions.find((x) => x.name === fleet.name)?.processed) : null;
 		const lag = Math.max(0, ...s.functions.flatMap((f) => f.shards ?? []).map((l) => l.lag_seconds));
 		if (accepted !== null) this.sparks.in.add(accepted);
-		if (slowest !== null) this.sparks.out.add(slowest);
+		if (processed !== null) this.sparks.out.add(processed);
 		this.sparks.lag.add(lag);
 		fill(this.cells.in, accepted === null ? '–' : fmt.rate(accepted));
-		fill(this.cells.out, slowest === null ? '–' : fmt.rate(slowest));
+		fill(this.cells.out, processed === null ? '–' : fmt.rate(processed));
 		fill(this.cells.lag, fmt.span(lag * 1000));
 		fill(this.cells.refused, fmt.brief(total(s.doors, refused)));
 		fill(this.cells.dead, fmt.brief(s.dead_letters));

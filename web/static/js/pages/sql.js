@@ -11,6 +11,7 @@ const EXAMPLES = [
 	['Alerts by rule, last 7 days', "SELECT rule, severity, count(*) AS alerts, count(DISTINCT vehicle_id) AS vehicles\nFROM alerts\nGROUP BY rule, severity\nORDER BY alerts DESC"],
 	['Daily figures', 'SELECT *\nFROM daily_kpis\nORDER BY date DESC, vehicle_id\nLIMIT 200'],
 	['How late readings arrive', "SELECT date_trunc('hour', event_time) AS hour, count(*) AS readings,\n  avg(epoch_ms(arrival_time) - epoch_ms(event_time)) / 1000 AS mean_seconds_late\nFROM readings\nGROUP BY hour\nORDER BY hour DESC\nLIMIT 48"],
+	['Windows, newest first', 'SELECT name, key, start, "end", rows, figures, final\nFROM windows\nORDER BY start DESC, name, key\nLIMIT 200'],
 	['Cargo that got too warm', "SELECT vehicle_id, min(event_time) AS first, max(event_time) AS last, max(cargo_temp) AS warmest\nFROM readings\nWHERE cargo_temp > 8\nGROUP BY vehicle_id\nORDER BY warmest DESC"],
 ];
 const TABLES = [

@@ -1,0 +1,5 @@
+package mqtt
+
+import "syscall"
+
+const tcpInfo = syscall.TCP_INFO

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package mqtt
+
+const tcpInfo = 0 // not known
