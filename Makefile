@@ -18,7 +18,7 @@ crash: build ## kill -9 under load, ROUNDS times (default 100), then check every
 	go test -count=1 -run TestKill -timeout 60m -v ./cmd/milepost -args -rounds=$(or $(ROUNDS),100)
 e2e: ## the program and the dashboard in a real browser
 	MILEPOST_REQUIRE_BROWSER=1 go test -count=1 ./web/... ./cmd/milepost -run 'Browser|Screens'
-interop: ## boto3, the aws CLI, the SDKs, KCL, KPL and Telegraf against the Kinesis API; installs them into the cache directory
+interop: ## boto3, the aws CLI, the SDKs, KCL, KPL, Telegraf and AWS' service models against the AWS doors; installs them into the cache directory
 	./scripts/interop.sh
 lint: ## formatting and the linters of .golangci.yml
 	./scripts/lint.sh

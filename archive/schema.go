@@ -116,5 +116,14 @@ func (g orderedGroup) Fields() []parquet.Field {
 	return fields
 }
 
+// Columns names the columns of an object under a catalog, without an archive.
+func Columns(cat *telemetry.Catalog) ([]string, error) {
+	s, err := newSchema(cat)
+	if err != nil {
+		return nil, err
+	}
+	return s.names, nil
+}
+
 // Columns names the columns of an object in order, the well-known signals by their catalog names.
 func (a *Archive) Columns() []string { return a.schema.names }

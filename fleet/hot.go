@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/milepost/milepost/internal/binenc"
 	"github.com/milepost/milepost/process/rule"
 	"github.com/milepost/milepost/telemetry"
 )
@@ -66,7 +67,7 @@ func (v *vehicle) encode(buf []byte, cat *telemetry.Catalog, set *rule.Set) []by
 	buf = binary.LittleEndian.AppendUint64(buf, math.Float64bits(v.lat))
 	buf = binary.LittleEndian.AppendUint64(buf, math.Float64bits(v.lon))
 	buf = binary.AppendVarint(buf, v.statusAt)
-	buf = appendBytes(buf, v.status)
+	buf = binenc.AppendText(buf, v.status)
 	buf = binary.AppendUvarint(buf, v.readings)
 	buf = binary.AppendUvarint(buf, uint64(v.sealSeq))
 	n := 0
@@ -80,7 +81,7 @@ func (v *vehicle) encode(buf []byte, cat *telemetry.Catalog, set *rule.Set) []by
 		if t == 0 {
 			continue
 		}
-		buf = appendBytes(buf, cat.Def(telemetry.SignalID(id)).Name) //nolint:gosec // bounded by MaxSignals
+		buf = binenc.AppendText(buf, cat.Def(telemetry.SignalID(id)).Name) //nolint:gosec // bounded by MaxSignals
 		buf = binary.AppendVarint(buf, v.newest-t)
 		buf = binary.LittleEndian.AppendUint64(buf, math.Float64bits(v.values.V[id]))
 	}
@@ -93,45 +94,45 @@ func (v *vehicle) encode(buf []byte, cat *telemetry.Catalog, set *rule.Set) []by
 
 // decodeVehicle is encode's inverse. Signals whose names no longer fit the catalog are left out.
 func decodeVehicle(id string, b []byte, cat *telemetry.Catalog, set *rule.Set) (*vehicle, error) {
-	r := byteReader{b: b}
-	version := r.byte()
+	r := reader(b)
+	version := r.Byte()
 	if version != vehicleVersion && version != vehicleWithWindows {
 		return nil, errCorrupt
 	}
 	v := &vehicle{id: strings.Clone(id)}
-	v.newest = r.varint()
-	v.arrival = r.varint()
-	v.interval = r.varint()
-	v.placeTime = r.varint()
-	v.lat = r.float()
-	v.lon = r.float()
-	v.statusAt = r.varint()
-	v.status = string(r.bytes())
-	v.readings = r.uvarint()
-	v.sealSeq = uint32(r.uvarint()) //nolint:gosec // written from a uint32
-	for range r.uvarint() {
-		name := r.bytes()
-		at, value := v.newest-r.varint(), r.float()
-		if r.err != nil {
-			return nil, r.err
+	v.newest = r.Varint()
+	v.arrival = r.Varint()
+	v.interval = r.Varint()
+	v.placeTime = r.Varint()
+	v.lat = r.Float()
+	v.lon = r.Float()
+	v.statusAt = r.Varint()
+	v.status = string(r.Bytes())
+	v.readings = r.Uvarint()
+	v.sealSeq = uint32(r.Uvarint()) //nolint:gosec // written from a uint32
+	for range r.Uvarint() {
+		name := r.Bytes()
+		at, value := v.newest-r.Varint(), r.Float()
+		if r.Err != nil {
+			return nil, r.Err
 		}
 		if id, ok := cat.Intern(string(name)); ok {
 			v.set(id, value, at)
 		}
 	}
 	v.open = readSightings(&r, make([]sighting, 0, openMax))
-	if r.err != nil {
-		return nil, r.err
+	if r.Err != nil {
+		return nil, r.Err
 	}
 	if version == vehicleWithWindows {
 		var err error
-		if r.b, err = set.DecodeWindows(r.b, &v.values); err != nil {
+		if r.B, err = set.DecodeWindows(r.B, &v.values); err != nil {
 			return nil, err
 		}
 	}
 	v.bound = set.Bind(v.id)
 	v.rules = make([]rule.State, set.Len())
-	orphans, err := set.DecodeState(r.b, v.rules)
+	orphans, err := set.DecodeState(r.B, v.rules)
 	if err != nil {
 		return nil, err
 	}

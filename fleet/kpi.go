@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+
+	"github.com/milepost/milepost/internal/binenc"
 )
 
 // A daily holds the figures of one vehicle on one UTC day. Sums are kept in whole millionths, so that the same readings give
@@ -53,7 +55,7 @@ func (d *daily) encode(buf []byte) []byte {
 	buf = binary.AppendUvarint(buf, d.readings)
 	buf = binary.AppendUvarint(buf, d.nSpeed)
 	buf = binary.AppendVarint(buf, d.sumSpeed)
-	buf = binary.LittleEndian.AppendUint64(buf, math.Float64bits(d.maxSpeed))
+	buf = binenc.AppendFloat(buf, d.maxSpeed)
 	buf = binary.AppendUvarint(buf, d.nFuel)
 	buf = binary.AppendVarint(buf, d.sumFuel)
 	buf = binary.AppendVarint(buf, d.first)
@@ -62,21 +64,24 @@ func (d *daily) encode(buf []byte) []byte {
 
 var errCorrupt = errors.New("corrupt fleet state")
 
+// reader reads what the encoders of this package wrote.
+func reader(b []byte) binenc.Reader { return binenc.Reader{B: b, Damaged: errCorrupt} }
+
 func decodeDaily(b []byte) (daily, error) {
-	r := byteReader{b: b}
-	if v := r.byte(); v != dailyVersion {
+	r := reader(b)
+	if v := r.Byte(); v != dailyVersion {
 		return daily{}, errCorrupt
 	}
 	var d daily
-	d.readings = r.uvarint()
-	d.nSpeed = r.uvarint()
-	d.sumSpeed = r.varint()
-	d.maxSpeed = r.float()
-	d.nFuel = r.uvarint()
-	d.sumFuel = r.varint()
-	d.first = r.varint()
-	d.last = d.first + r.varint()
-	return d, r.err
+	d.readings = r.Uvarint()
+	d.nSpeed = r.Uvarint()
+	d.sumSpeed = r.Varint()
+	d.maxSpeed = r.Float()
+	d.nFuel = r.Uvarint()
+	d.sumFuel = r.Varint()
+	d.first = r.Varint()
+	d.last = d.first + r.Varint()
+	return d, r.Err
 }
 
 // A Daily is the published form of one vehicle's day. Averages are NaN when no reading carried the signal.
@@ -100,80 +105,4 @@ func (d *daily) publish(day int32, vehicle string) Daily {
 		p.AvgFuel = float64(d.sumFuel) / float64(d.nFuel) / micro
 	}
 	return p
-}
-
-// byteReader reads what the encoders of this package wrote; after the first error everything reads as zero.
-type byteReader struct {
-	b   []byte
-	err error
-}
-
-func (r *byteReader) fail() { r.b, r.err = nil, errCorrupt }
-
-func (r *byteReader) byte() byte {
-	if len(r.b) == 0 {
-		r.fail()
-		return 0
-	}
-	c := r.b[0]
-	r.b = r.b[1:]
-	return c
-}
-
-func (r *byteReader) uvarint() uint64 {
-	v, n := binary.Uvarint(r.b)
-	if n <= 0 {
-		r.fail()
-		return 0
-	}
-	r.b = r.b[n:]
-	return v
-}
-
-func (r *byteReader) varint() int64 {
-	v, n := binary.Varint(r.b)
-	if n <= 0 {
-		r.fail()
-		return 0
-	}
-	r.b = r.b[n:]
-	return v
-}
-
-func (r *byteReader) float() float64 { return math.Float64frombits(r.fixed64()) }
-
-func (r *byteReader) fixed64() uint64 {
-	if len(r.b) < 8 {
-		r.fail()
-		return 0
-	}
-	v := binary.LittleEndian.Uint64(r.b)
-	r.b = r.b[8:]
-	return v
-}
-
-func (r *byteReader) fixed32() uint32 {
-	if len(r.b) < 4 {
-		r.fail()
-		return 0
-	}
-	v := binary.LittleEndian.Uint32(r.b)
-	r.b = r.b[4:]
-	return v
-}
-
-// bytes returns a view of the next length-prefixed bytes.
-func (r *byteReader) bytes() []byte {
-	n := r.uvarint()
-	if n > uint64(len(r.b)) {
-		r.fail()
-		return nil
-	}
-	v := r.b[:n]
-	r.b = r.b[n:]
-	return v
-}
-
-func appendBytes(buf []byte, s string) []byte {
-	return append(binary.AppendUvarint(buf, uint64(len(s))), s...)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/milepost/milepost/alert"
 	"github.com/milepost/milepost/ingest/kinesisapi/kpl"
+	"github.com/milepost/milepost/internal/binenc"
 	"github.com/milepost/milepost/process"
 	"github.com/milepost/milepost/process/rule"
 	"github.com/milepost/milepost/state"
@@ -558,23 +559,23 @@ func appendDropped(buf []byte, ps []stream.Position) []byte {
 			n++
 		}
 		buf = append(buf, byte(n))
-		buf = appendBytes(buf, string(p[n:]))
+		buf = binenc.AppendText(buf, string(p[n:]))
 		prev = string(p)
 	}
 	return buf
 }
 
 func decodeDropped(b []byte, f func(stream.Position)) error {
-	r := byteReader{b: b}
+	r := reader(b)
 	prev := ""
-	for len(r.b) > 0 {
-		n := int(r.byte())
+	for len(r.B) > 0 {
+		n := int(r.Byte())
 		if n > len(prev) {
 			return errCorrupt
 		}
-		prev = prev[:n] + string(r.bytes())
-		if r.err != nil {
-			return r.err
+		prev = prev[:n] + string(r.Bytes())
+		if r.Err != nil {
+			return r.Err
 		}
 		f(stream.Position(prev))
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"slices"
 
+	"github.com/milepost/milepost/internal/binenc"
 	"github.com/milepost/milepost/state"
 )
 
@@ -151,26 +152,26 @@ func appendSightings(buf []byte, s []sighting) []byte {
 	return buf
 }
 
-func readSightings(r *byteReader, to []sighting) []sighting {
-	n := r.uvarint()
-	if n > uint64(len(r.b)) { // each takes at least five bytes
-		r.fail()
+func readSightings(r *binenc.Reader, to []sighting) []sighting {
+	n := r.Uvarint()
+	if n > uint64(len(r.B)) { // each takes at least five bytes
+		r.Fail()
 		return to
 	}
 	prev := int64(0)
 	for range n {
-		at := prev + r.varint()
-		to = append(to, sighting{at, r.fixed32()})
+		at := prev + r.Varint()
+		to = append(to, sighting{at, r.Fixed32()})
 		prev = at
 	}
 	return to
 }
 
 func decodeChunk(to []sighting, b []byte) ([]sighting, error) {
-	r := byteReader{b: b}
-	if r.byte() != chunkVersion {
+	r := reader(b)
+	if r.Byte() != chunkVersion {
 		return to, errCorrupt
 	}
 	to = readSightings(&r, to)
-	return to, r.err
+	return to, r.Err
 }

@@ -83,7 +83,7 @@ func (b *bench) stop(r *process.Runner) {
 
 func (b *bench) caughtUp(r *process.Runner) {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute) // models take half a minute under the race detector on a busy machine
 	defer cancel()
 	if err := r.WaitCaughtUp(ctx); err != nil {
 		b.t.Fatalf("%v\n%s\n%s", err, show(r.Status(ctx)), b.logs)

@@ -60,6 +60,53 @@ func TestReset(t *testing.T) {
 	}
 }
 
+// TestIdle: what waits for a function that does not run, before it ever has and after, with several lanes, and behind retention.
+func TestIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1)
+		defer b.store.Close()
+		check := func(what string, o process.Options, lag, minutes int64) {
+			t.Helper()
+			got, err := process.Idle(t.Context(), b.config(), "f", o)
+			if err != nil || len(got) != 1 || got[0].State != process.StateStopped {
+				t.Fatalf("%s: %+v, %v", what, got, err)
+			}
+			worst := process.LaneStatus{}
+			for _, l := range got[0].Lanes {
+				worst.Lag, worst.IteratorAgeMS = max(worst.Lag, l.Lag), max(worst.IteratorAgeMS, l.IteratorAgeMS)
+			}
+			if worst.Lag != lag || worst.IteratorAgeMS/60_000 != minutes {
+				t.Errorf("%s: %d records, %d ms; want %d and %d minutes", what, worst.Lag, worst.IteratorAgeMS, lag, minutes)
+			}
+		}
+		oldest := process.Options{Start: process.Oldest}
+		check("an empty stream", oldest, 0, 0)
+		b.putAll("a")
+		time.Sleep(time.Minute)
+		mid := b.log.Put("k", "b")
+		time.Sleep(2 * time.Minute)
+		check("never ran, oldest", oldest, 2, 3)
+		check("never ran, latest", process.Options{Start: process.Latest}, 0, 0)
+		check("never ran, a time", process.Options{Start: process.AtTime, StartTime: mid.Time}, 1, 2)
+		b.handle(&handler{name: "f", f: poisoned}, process.Options{Lanes: 3, BatchSize: 1, Start: process.Oldest})
+		check("it has run", oldest, 0, 0)
+		check("it has run, so where it would begin is no matter", process.Options{Start: process.Latest}, 0, 0)
+		b.log.Put("k", "c")
+		time.Sleep(time.Minute)
+		b.log.Put("k", "d")
+		time.Sleep(time.Minute)
+		check("two came since", process.Options{Start: process.Latest}, 2, 2)
+		if err := process.Reset(t.Context(), b.config(), "f", process.Target{Start: process.Oldest}); err != nil {
+			t.Fatal(err)
+		}
+		check("from the beginning", oldest, 4, 5)
+		b.log.Trim(mid.Shard, 2)
+		check("from the beginning that retention has left", oldest, 2, 2)
+		b.log.Trim(mid.Shard, 2)
+		check("retention has left nothing", oldest, 0, 0)
+	})
+}
+
 func TestResetRefuses(t *testing.T) {
 	b := newBench(t, 1)
 	for _, c := range []struct {

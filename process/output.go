@@ -64,7 +64,8 @@ const (
 	outputKind    = "output:" // effect kinds of outputs begin so; the stream's name follows
 	outputNotes   = ownKeys + "\x00output\x00"
 	outputBacklog = 64 << 20 // bytes that may wait; then functions do
-	outputBytes   = 4 << 20  // to append at once, more or less
+	admitLook     = time.Second
+	outputBytes   = 4 << 20 // to append at once, more or less
 )
 
 func (o *Outbox) known() (names []string, err error) {
@@ -127,11 +128,19 @@ func (u *output) admit(ctx context.Context) error {
 		if !full {
 			return nil
 		}
+		look := time.NewTimer(admitLook)
 		select {
 		case <-room:
+		case <-look.C:
+			// A step that was given up has counted what never came, and if nothing else waits nothing will say so.
+			if effects, _, err := u.o.cfg.Store.Pending(ctx, u.kind, 1); err == nil && len(effects) == 0 {
+				u.empty()
+			}
 		case <-ctx.Done():
+			look.Stop()
 			return ctx.Err()
 		}
+		look.Stop()
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -16,6 +17,7 @@ import (
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/process"
 	"github.com/milepost/milepost/process/processtest"
+	"github.com/milepost/milepost/state"
 	"github.com/milepost/milepost/stream"
 )
 
@@ -112,6 +114,46 @@ func TestOutputFails(t *testing.T) {
 			want(t, journalOf(inner, nil), wanted...)
 		})
 	}
+}
+
+// What a step that was given up would have put out holds up nobody else's output.
+func TestOutputOfAStepThatNeverWas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1)
+		cfg := b.config()
+		cfg.Streams = to(map[string]stream.Log{"out": processtest.NewLog(1)})
+		cfg.Store = &flakyStore{Store: b.store, fail: func(s state.Step) error {
+			if s.Func == "big" && s.To != s.From {
+				return state.ErrMoved
+			}
+			return nil
+		}}
+		big := &handler{name: "big", f: func(_ context.Context, in *process.Invocation) (process.Result, error) {
+			return process.Result{Output: []stream.Record{{Key: "k", Data: make([]byte, 65<<20)}}}, nil
+		}}
+		small := &handler{name: "small", f: echo}
+		r, err := process.New(cfg)
+		if err == nil {
+			err = errors.Join(r.AddHandler(big, process.Options{Output: "out"}), r.AddHandler(small, process.Options{Output: "out"}), r.Start())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.log.Put("k", "a")
+		time.Sleep(5 * time.Second)
+		if st := r.Status(t.Context())[0].Shards[0].Lanes[0]; st.State != process.StateStopped {
+			t.Fatalf("big: %+v", st)
+		}
+		b.log.Put("k", "b")
+		time.Sleep(5 * time.Second)
+		if n := len(small.made()); n != 2 {
+			t.Errorf("small was called %d times, want 2: it waits for room that nobody takes", n)
+		}
+		b.stop(r)
+		if err := b.store.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 // A badLog fails some appends.

@@ -377,7 +377,7 @@ func (sp *spill) catchUp(r *spillRange) bool {
 func (sp *spill) pace() bool {
 	r := sp.s.f.r
 	for end := time.Now().Add(sp.s.f.opts.Overflow.Interval); time.Now().Before(end) && !sp.idle(); {
-		if !r.sleep(spillLook) {
+		if !r.sleep(min(spillLook, time.Until(end))) {
 			return false
 		}
 	}

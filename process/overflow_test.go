@@ -198,12 +198,7 @@ func TestOverflowSpillStuck(t *testing.T) {
 // done already would be done again.
 func TestOverflowSpillResumes(t *testing.T) {
 	b := newBench(t, 1)
-	keys := [2]string{}
-	for i := 0; keys[0] == "" || keys[1] == ""; i++ {
-		h := fnv.New64a()
-		_, _ = fmt.Fprintf(h, "key-%d", i) // never fails
-		keys[h.Sum64()%2] = fmt.Sprintf("key-%d", i)
-	}
+	keys := laneKeys()
 	var mu sync.Mutex
 	done := map[string]int{}
 	calls := 0 // of lane 1, which puts off first
@@ -260,6 +255,59 @@ func TestOverflowSpillResumes(t *testing.T) {
 			t.Errorf("record %d was processed %d times, want once", i, n)
 		}
 	}
+}
+
+// While lanes are busy it catches up with a batch each interval, however short that is.
+func TestOverflowSpillInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, 1)
+		keys := laneKeys()
+		var done atomic.Int32
+		held, release := make(chan struct{}), make(chan struct{})
+		h := &handler{name: "f", f: func(_ context.Context, in *process.Invocation) (process.Result, error) {
+			if string(in.Records[0].Data) == "hold" {
+				close(held)
+				<-release
+			} else {
+				done.Add(1)
+			}
+			return process.Result{}, nil
+		}}
+		o := process.Options{Lanes: 2, BatchSize: 1, Overflow: process.Overflow{Policy: process.OverflowSpill, MaxLag: 10, Interval: 5 * time.Millisecond}}
+		r := b.start(func(r *process.Runner) error { return r.AddHandler(h, o) })
+		b.log.Put(keys[1], "hold")
+		<-held
+		var recs []stream.Record
+		for i := range 30 {
+			recs = append(recs, stream.Record{Key: keys[0], Data: fmt.Append(nil, i)})
+		}
+		if err := b.log.Append(t.Context(), recs); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(102 * time.Millisecond)
+		if n := done.Load(); n < 19 || n > 21 {
+			t.Errorf("%d batches in 100 ms, want 20", n)
+		}
+		close(release)
+		b.caughtUp(r)
+		b.stop(r)
+		if n := done.Load(); n != 30 {
+			t.Errorf("%d batches, want 30", n)
+		}
+		if err := b.store.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// laneKeys returns a key of each of two lanes.
+func laneKeys() (keys [2]string) {
+	for i := 0; keys[0] == "" || keys[1] == ""; i++ {
+		h := fnv.New64a()
+		_, _ = fmt.Fprintf(h, "key-%d", i) // never fails
+		keys[h.Sum64()%2] = fmt.Sprintf("key-%d", i)
+	}
+	return keys
 }
 
 // What retention removes before it was caught up with is reported, and does not hold anything up.

@@ -1,16 +1,17 @@
 #!/bin/bash
 # Real clients against the real program. Of Kinesis: boto3, the aws CLI, the JavaScript SDK, the Kinesis Client Library 3 and the Kinesis
 # Producer Library on Java (with DynamoDB Local for the leases), and Telegraf; each puts, reads and reshards. Of Lambda: the aws CLI.
+# Every answer of both, raw, against AWS' service models as botocore brings them: shapes.
 # Of the device door: Eclipse Paho, the AWS IoT Device SDK, the mosquitto clients, and Telegraf over MQTT and HTTP.
 #
 # It builds and starts milepost on free loopback ports with a directory and a certificate of its own, and stops it at the end. What a
 # client needs is installed once into INTEROP_DIR (default: milepost-interop in the user's cache directory). A client whose runtime is
 # missing (python3 with venv, node and npm, a JDK from 17 with maven and openssl) is skipped with a message, and with CI=true is a failure.
-# ONLY="boto cli js java telegraf lambda mqtt mosquitto" picks some.
+# ONLY="boto cli js java telegraf lambda shapes mqtt mosquitto" picks some.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 dir=${INTEROP_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/milepost-interop}
-only=${ONLY:-boto cli js java telegraf lambda mqtt mosquitto}
+only=${ONLY:-boto cli js java telegraf lambda shapes mqtt mosquitto}
 began=$SECONDS
 mkdir -p "$dir"
 run=$(mktemp -d)
@@ -74,6 +75,12 @@ functions:
     code: $root/interop/double
     on:
       - {stream: interop-numbers, output: interop-doubles}
+  shapes:
+    runtime: python3
+    handler: app.handler
+    code: $root/interop/shapes
+    timeout: 2s
+    concurrency: 1
 kinesis:
   listen: 127.0.0.1:$kinesis
 CONF
@@ -106,6 +113,7 @@ python_ready() {
 }
 boto() { python_ready && "$dir/venv/bin/python" "$root/interop/boto.py"; }
 lambda() { python_ready && PATH=$dir/venv/bin:$PATH sh "$root/interop/lambda.sh"; }
+shapes() { python_ready && "$dir/venv/bin/python" "$root/interop/shapes.py"; }
 mqtt_clients() { python_ready && "$dir/venv/bin/python" "$root/interop/mqtt.py"; }
 mosquitto_clients() { sh "$root/interop/mosquitto.sh"; }
 cli() { python_ready && PATH=$dir/venv/bin:$PATH sh "$root/interop/cli.sh"; }
@@ -145,6 +153,7 @@ if have js node npm; then client js js; fi
 if have java java javac mvn openssl; then client java java_clients; fi
 if have telegraf python3 go; then client telegraf telegraf_output; fi
 if have lambda python3; then client lambda lambda; fi
+if have shapes python3; then client shapes shapes; fi
 if have mqtt python3; then client mqtt mqtt_clients; fi
 if have mosquitto mosquitto_pub mosquitto_sub curl; then client mosquitto mosquitto_clients; fi
 

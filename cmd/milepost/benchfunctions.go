@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,7 +32,7 @@ import (
 func benchFunctions(ctx context.Context, b *benchRun) error {
 	for _, f := range []struct{ handler, label, goal string }{
 		{benchHandlerScan, "bootstrap, a handler that scans the raw event", "200,000"},
-		{benchHandlerEvents, "bootstrap, events.KinesisEvent and encoding/json", ""},
+		{benchHandlerEvents, "bootstrap, events.KinesisEvent and " + benchJSON(), ""},
 	} {
 		if err := b.bootstrap(ctx, f.handler, f.label, f.goal); err != nil {
 			return fmt.Errorf("%s: %w", f.label, err)
@@ -47,6 +49,18 @@ func benchFunctions(ctx context.Context, b *benchRun) error {
 		return err
 	}
 	return b.added(ctx)
+}
+
+// benchJSON names the encoding/json that this program, and so its bootstrap, is built with.
+func benchJSON() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "GOEXPERIMENT" && slices.Contains(strings.Split(s.Value, ","), "jsonv2") {
+				return "encoding/json of GOEXPERIMENT=jsonv2"
+			}
+		}
+	}
+	return "encoding/json"
 }
 
 // A functionBench is a stream and a store for functions, on disk as a server has them.

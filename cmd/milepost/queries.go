@@ -9,6 +9,7 @@ import (
 
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/process"
+	"github.com/milepost/milepost/query"
 	"github.com/milepost/milepost/query/continuous"
 	"github.com/milepost/milepost/state"
 	"github.com/milepost/milepost/stream"
@@ -32,14 +33,37 @@ func (c *Config) queries() ([]continuous.Spec, error) {
 	return out, errors.Join(errs...)
 }
 
+// prepareQueries tells what is wrong with the SELECTs, by the key of each. It needs no server: it asks an engine over empty tables.
+func (c *Config) prepareQueries(ctx context.Context) (err error) {
+	specs, err := c.queries()
+	if err != nil || len(specs) == 0 {
+		return err
+	}
+	engine, err := openEmptySQL(c.catalog())
+	if errors.Is(err, query.ErrNotBuilt) {
+		return fmt.Errorf("queries: %w, or remove queries", err)
+	}
+	if err != nil {
+		return fmt.Errorf("open SQL: %w", err)
+	}
+	defer func() { err = errors.Join(err, engine.Close()) }()
+	var errs []error
+	for _, q := range specs {
+		if err := q.Prepare(ctx, engine); err != nil {
+			errs = append(errs, fmt.Errorf("queries.%s.%w", q.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // openQueries runs continuous SQL. It comes after the engine.
 func (s *server) openQueries(ctx context.Context, _ vfs.FS) error {
 	specs, err := s.cfg.queries()
 	if err != nil || len(specs) == 0 {
 		return err
 	}
-	if s.sql == nil {
-		return errors.New("queries need SQL, which this program was built without: build it with cgo and a C compiler, or remove queries")
+	if err := s.cfg.prepareQueries(ctx); err != nil {
+		return err
 	}
 	outputs := map[string]*process.Output{}
 	for _, q := range specs {

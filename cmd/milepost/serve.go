@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"github.com/milepost/milepost/internal/conf"
 	"github.com/milepost/milepost/internal/vfs"
 	"github.com/milepost/milepost/process/rule"
+	"github.com/milepost/milepost/query"
 )
 
 func runServe(ctx context.Context, e *env, args []string) error {
@@ -51,7 +53,7 @@ func newLogger(w io.Writer, c LogConfig) *slog.Logger {
 }
 
 // runCheck validates everything that can be known without starting, and prints what would run.
-func runCheck(_ context.Context, e *env, args []string) error {
+func runCheck(ctx context.Context, e *env, args []string) error {
 	fs := flags(e, "check")
 	path := fs.String("config", "", "configuration file; without one, defaults")
 	full := fs.Bool("full", false, "print the whole effective configuration too, as a configuration (secrets are left out)")
@@ -73,6 +75,10 @@ func runCheck(_ context.Context, e *env, args []string) error {
 	rules, err := rule.Compile(specs, cfg.catalog())
 	if err != nil {
 		return &usageError{err}
+	}
+	prepared := cfg.prepareQueries(ctx)
+	if prepared != nil && !errors.Is(prepared, query.ErrNotBuilt) {
+		return &usageError{prepared}
 	}
 	if _, err := cfg.Alerts.Sinks(slog.New(slog.DiscardHandler)); err != nil {
 		return &usageError{fmt.Errorf("alerts.%w", err)}
@@ -131,6 +137,9 @@ func runCheck(_ context.Context, e *env, args []string) error {
 		row("alerts "+sev, "to %s", orNone(strings.Join(cfg.Alerts.Route(sev), ", ")))
 	}
 	cfg.plan(row)
+	if prepared != nil {
+		row("note", "a server of this build does not start: %v", prepared)
+	}
 	if err := t.Flush(); err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/milepost/milepost/alert"
+	"github.com/milepost/milepost/archive"
 	"github.com/milepost/milepost/fleet"
 	"github.com/milepost/milepost/process/window/lane"
 	"github.com/milepost/milepost/query"
@@ -23,13 +24,39 @@ func openSQL(s *server) (query.Engine, error) {
 		MaxConcurrent: c.Concurrent, Timeout: time.Duration(c.Timeout), Rows: c.Rows, MaxRows: max(c.Rows, 1_000_000), Log: s.log, Metrics: s.reg,
 	}, duckdb.Sources{
 		Archive: s.archive,
-		Tables: map[string]query.Table{
-			"vehicles":   &vehicleTable{s.fleet, s.catalog},
-			"alerts":     &alertTable{s.book},
-			"daily_kpis": &dailyTable{s.fleet},
-			"windows":    &lane.Table{Store: s.state},
-		},
+		Tables:  s.tables(),
 	})
+}
+
+func (s *server) tables() map[string]query.Table {
+	return map[string]query.Table{
+		"vehicles":   &vehicleTable{s.fleet, s.catalog},
+		"alerts":     &alertTable{s.book},
+		"daily_kpis": &dailyTable{s.fleet},
+		"windows":    &lane.Table{Store: s.state},
+	}
+}
+
+// An emptyTable has the columns of a table and no rows.
+type emptyTable []query.Column
+
+// Columns implements query.Table.
+func (t emptyTable) Columns() []query.Column { return t }
+
+// Scan implements query.Table.
+func (emptyTable) Scan(context.Context, []int, func([]query.Value) error) error { return nil }
+
+// openEmptySQL opens an engine over the tables of openSQL without their rows, which judges SQL without a server.
+func openEmptySQL(catalog *telemetry.Catalog) (query.Engine, error) {
+	names, err := archive.Columns(catalog)
+	if err != nil {
+		return nil, err
+	}
+	empty := map[string]query.Table{"readings": emptyTable(duckdb.Readings(names))}
+	for name, t := range (&server{catalog: catalog}).tables() {
+		empty[name] = emptyTable(t.Columns())
+	}
+	return duckdb.Open(duckdb.Config{Threads: 1, MaxConcurrent: 1, MemoryLimit: "64MiB"}, duckdb.Sources{Tables: empty})
 }
 
 // A column is one column of a table and how to take it from a row.

@@ -71,6 +71,7 @@ var rooms = map[string]string{
 	"ingest/internal/memlog": "stream",
 	"process/processtest":    "stream",
 	"internal/bearer":        "",
+	"internal/binenc":        "",
 	"internal/conf":          "",
 	"internal/nearest":       "",
 	"internal/vfs":           "",

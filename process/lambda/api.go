@@ -89,7 +89,7 @@ func (o *operation) match(path string) (arg string, ok bool) {
 	return arg, err == nil
 }
 
-// API returns the handler of Lambda's API.
+// API returns the handler of Lambda's API. Its server bounds the time of the header; the body has 30 s.
 func (r *Registry) API() http.Handler {
 	ops := operations()
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -111,7 +111,7 @@ func (r *Registry) API() http.Handler {
 		if err != nil {
 			f := asFault(err)
 			status = f.status
-			if status == http.StatusInternalServerError {
+			if status == http.StatusInternalServerError && !cutShort(err) {
 				r.cfg.Log.ErrorContext(req.Context(), "lambda request failed", "operation", name, "error", err)
 			}
 			f.write(w)
@@ -124,7 +124,7 @@ func (c *call) serve(w http.ResponseWriter) (int, error) {
 	if c.op == nil {
 		return 0, &fault{http.StatusNotFound, typeUnknown, fmt.Sprintf("%s %s is not an operation that Milepost has. It has event source mappings, Invoke, and reading functions; see docs/functions.md.", c.req.Method, c.req.URL.Path)}
 	}
-	if err := c.read(); err != nil {
+	if err := c.read(w); err != nil {
 		return 0, err
 	}
 	if c.r.verifier != nil {
@@ -176,11 +176,14 @@ type statusOnly int
 // bodyTimeout is how long a request may take to arrive.
 const bodyTimeout = 30 * time.Second
 
-// read reads the body within the operation's size; the server bounds its time.
-func (c *call) read() error {
+// read reads the body within the operation's size and bodyTimeout.
+func (c *call) read(w http.ResponseWriter) error {
 	if c.op.body == 0 {
 		return nil
 	}
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout)) // a writer without deadlines is a test's
+	defer func() { _ = rc.SetReadDeadline(time.Time{}) }()
 	var buf bytes.Buffer
 	if n := c.req.ContentLength; n > 0 && n <= c.op.body {
 		buf.Grow(int(n) + bytes.MinRead)
@@ -203,7 +206,7 @@ func (c *call) decode(into any) error {
 	}
 	if err := json.Unmarshal(c.body, into); err != nil {
 		if wrong, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-			return &fault{http.StatusBadRequest, "SerializationException", fmt.Sprintf("%s can not be converted to a %s", wrong.Value, wanted(wrong.Type))}
+			return &fault{http.StatusBadRequest, typeSerial, fmt.Sprintf("%s can not be converted to a %s", wrong.Value, wanted(wrong.Type))}
 		}
 		return &fault{http.StatusBadRequest, typeContent, "Could not parse request body into json: " + err.Error()}
 	}
@@ -247,6 +250,10 @@ func (r *Registry) functionName(s string) (name, qualifier string, ok bool) {
 	return name, qualifier, isFunctionName(name)
 }
 
+func noFunctionName(s string) *fault {
+	return constraint(s, "functionName", `Member must satisfy regular expression pattern: (arn:(aws[a-zA-Z-]*)?:lambda:)?([a-z]{2}(-gov)?-[a-z]+-\d{1}:)?(\d{12}:)?(function:)?([a-zA-Z0-9-_]+)(:(\$LATEST|[a-zA-Z0-9-_]+))?`)
+}
+
 // function finds a function of the request's path and checks access to it.
 func (c *call) function() (*function, error) {
 	name, qualifier, ok := c.r.functionName(c.arg)
@@ -255,7 +262,7 @@ func (c *call) function() (*function, error) {
 	}
 	arn := c.r.functionARN(name)
 	if !ok {
-		return nil, constraint(c.arg, "functionName", `Member must satisfy regular expression pattern: (arn:(aws[a-zA-Z-]*)?:lambda:)?([a-z]{2}(-gov)?-[a-z]+-\d{1}:)?(\d{12}:)?(function:)?([a-zA-Z0-9-_]+)(:(\$LATEST|[a-zA-Z0-9-_]+))?`)
+		return nil, noFunctionName(c.arg)
 	}
 	if err := c.access(arn); err != nil {
 		return nil, err

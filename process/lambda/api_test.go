@@ -8,8 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"strings"
 	"testing"
@@ -79,7 +79,7 @@ func TestAPIGolden(t *testing.T) {
 	full := ask("create with everything", http.MethodPost, at, `{"FunctionName":"g","EventSourceArn":"`+vehiclesARN+`/consumer/fast:1700000000","Enabled":false,"BatchSize":500,
 		"MaximumBatchingWindowInSeconds":5,"ParallelizationFactor":1,"StartingPosition":"AT_TIMESTAMP","StartingPositionTimestamp":1700000000.5,
 		"MaximumRecordAgeInSeconds":3600,"MaximumRetryAttempts":3,"BisectBatchOnFunctionError":true,"TumblingWindowInSeconds":60,
-		"FunctionResponseTypes":["ReportBatchItemFailures"],"FilterCriteria":{"Filters":[{"Pattern":"{\"data\":{\"a\":[\"<b>\"]}}"}]},
+		"FunctionResponseTypes":["ReportBatchItemFailures"],"MetricsConfig":{"Metrics":["EventCount"]},"FilterCriteria":{"Filters":[{"Pattern":"{\"data\":{\"a\":[\"<b>\"]}}"}]},
 		"DestinationConfig":{"OnFailure":{"Destination":"arn:aws:sqs:us-east-1:123456789012:failures"}},"Tags":{"team":"fleet"}}`)
 	second := anyUUID.FindString(full)
 	b.wait("disabled", func() bool { return b.reg.mapping(second).view().state == stateDisabled })
@@ -87,6 +87,7 @@ func TestAPIGolden(t *testing.T) {
 	ask("list another source", http.MethodGet, at+"?EventSourceArn="+vehiclesARN+"x", "")
 	ask("enable", http.MethodPut, at+"/"+second, `{"Enabled":true,"BatchSize":7}`)
 	b.wait("enabled", func() bool { return b.reg.mapping(second).view().state == stateEnabled })
+	ask("no tags to take away", http.MethodDelete, "/2017-03-31/tags/arn%3Aaws%3Alambda%3Aus-east-1%3A123456789012%3Aevent-source-mapping%3A"+second, "")
 	ask("tags", http.MethodGet, "/2017-03-31/tags/arn%3Aaws%3Alambda%3Aus-east-1%3A123456789012%3Aevent-source-mapping%3A"+second, "")
 	ask("disable", http.MethodPut, at+"/"+second, `{"Enabled":false}`)
 	b.wait("disabled", func() bool { return b.reg.mapping(second).view().state == stateDisabled })
@@ -135,6 +136,13 @@ func TestAPIGolden(t *testing.T) {
 	wrong("destination", `{"DestinationConfig":{"OnFailure":{"Destination":"arn:aws:kinesis:us-east-1:123456789012:stream/none"}}}`)
 	wrong("directory", `{"DestinationConfig":{"OnFailure":{"Destination":"file:///etc"}}}`)
 	wrong("kafka", `{"Topics":["t"]}`)
+	wrong("logs of a poller", `{"LoggingConfig":{"SystemLogLevel":"DEBUG"}}`)
+	wrong("metrics of Kafka", `{"MetricsConfig":{"Metrics":["KafkaMetrics"]}}`)
+	wrong("unknown metrics", `{"MetricsConfig":{"Metrics":["Everything"]}}`)
+	wrong("response type twice", `{"FunctionResponseTypes":["ReportBatchItemFailures","ReportBatchItemFailures"]}`)
+	wrong("long destination", `{"DestinationConfig":{"OnFailure":{"Destination":"arn:aws:sqs:us-east-1:123456789012:`+strings.Repeat("x", 400)+`"}}}`)
+	wrong("not a source", `{"EventSourceArn":"vehicles"}`)
+	wrong("not a function", `{"FunctionName":"a b"}`)
 	ask("not JSON", http.MethodPost, at, `{"FunctionName":`)
 	ask("wrong type", http.MethodPost, at, `{"BatchSize":"ten"}`)
 	ask("unknown operation", http.MethodGet, "/2018-10-31/layers", "")
@@ -278,6 +286,16 @@ func TestInvoke(t *testing.T) {
 		t.Errorf("%+v %v", out, err)
 	}
 	before := len(h.seen())
+	for _, headers := range [][]string{{"X-Amz-Log-Type", "All"}, {"X-Amz-Tenant-Id", "t"}, {"X-Amz-Durable-Execution-Name", "n"}, {"X-Amz-Invocation-Type", "Never"}} {
+		if got := b.ask(http.MethodPost, "/2015-03-31/functions/f/invocations", "{}", headers...); !strings.HasPrefix(got, "400 ") || len(h.seen()) != before {
+			t.Errorf("%s: %d invocations: %s", headers, len(h.seen())-before, got)
+		}
+	}
+	if got := b.ask(http.MethodPost, "/2014-11-13/functions/f/invoke-async", "{}"); got != "202" {
+		t.Errorf("InvokeAsync: %q", got)
+	}
+	b.wait("the old form of an event", func() bool { return len(h.seen()) == before+1 })
+	before++
 	out, err = c.Invoke(ctx, &sdk.InvokeInput{FunctionName: aws.String("f"), InvocationType: types.InvocationTypeEvent, Payload: []byte(`{"later":true}`)})
 	if err != nil || out.StatusCode != 202 {
 		t.Errorf("%+v %v", out, err)
@@ -383,30 +401,25 @@ func TestKeys(t *testing.T) {
 	}
 }
 
-func TestServeOnLoopbackOnly(t *testing.T) {
+// deadlines notes the read deadlines that a handler sets.
+type deadlines struct {
+	http.ResponseWriter
+	set []time.Time
+}
+
+func (d *deadlines) SetReadDeadline(t time.Time) error {
+	d.set = append(d.set, t)
+	return nil
+}
+
+// TestBodyHasATime: a client that sends its body a byte a minute is cut off, and the connection's next request is not.
+func TestBodyHasATime(t *testing.T) {
 	b := newBench(t, nil)
-	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "0.0.0.0:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := b.reg.Serve(ln, nil); err == nil || !strings.Contains(err.Error(), "configure access keys") {
-		t.Error(err)
-	}
-	if ln, err = new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0"); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- b.reg.Serve(ln, nil) }() // ends with Close, below
-	resp, err := http.Get("http://" + ln.Addr().String() + "/2015-03-31/functions")
-	if err != nil || resp.StatusCode != 200 {
-		t.Fatal(err)
-	}
-	_ = resp.Body.Close()
-	if err := b.reg.Close(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if err := <-done; err != nil {
-		t.Error(err)
+	w := &deadlines{ResponseWriter: httptest.NewRecorder()}
+	req := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/2015-03-31/event-source-mappings", strings.NewReader("{}"))
+	b.reg.API().ServeHTTP(w, req)
+	if len(w.set) != 2 || time.Until(w.set[0]) > bodyTimeout || w.set[0].IsZero() || !w.set[1].IsZero() {
+		t.Errorf("deadlines: %v", w.set)
 	}
 }
 

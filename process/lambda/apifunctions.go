@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
+	goruntime "runtime"
 	"strconv"
 	"time"
 
@@ -63,10 +65,13 @@ func (r *Registry) functionOutput(f *function, variables bool) functionOutput {
 	}
 	sum := sha256.Sum256(b)
 	o := functionOutput{
-		FunctionName: f.name, FunctionArn: r.functionARN(f.name), Runtime: c.Runtime, Role: r.role(f.name), Handler: c.Handler,
-		Timeout: int(c.Timeout / time.Second), MemorySize: c.Memory, LastModified: f.changed.UTC().Format("2006-01-02T15:04:05.000-0700"),
+		FunctionName: f.name, FunctionArn: r.functionARN(f.name), Runtime: lambdaRuntime(c.Runtime), Role: r.role(f.name), Handler: c.Handler,
+		Timeout: int((c.Timeout + time.Second - 1) / time.Second), MemorySize: max(c.Memory, 128), LastModified: f.changed.UTC().Format("2006-01-02T15:04:05.000-0700"),
 		CodeSha256: base64.StdEncoding.EncodeToString(sum[:]), Version: version, TracingConfig: tracing{"PassThrough"},
 		RevisionId: requestID(string(b)), State: "Active", LastUpdateStatus: "Successful", PackageType: "Zip", Architectures: []string{"x86_64"},
+	}
+	if goruntime.GOARCH == "arm64" {
+		o.Architectures[0] = "arm64"
 	}
 	if variables && len(c.Environment) > 0 {
 		o.Environment = &environment{c.Environment}
@@ -74,9 +79,24 @@ func (r *Registry) functionOutput(f *function, variables bool) functionOutput {
 	return o
 }
 
+// lambdaRuntime returns a runtime if it is one that Lambda has: python3 without a version, say, is ours alone and left out.
+func lambdaRuntime(s string) string {
+	if regexp.MustCompile(`^(provided(\.al2|\.al2023)?|python3\.\d+|nodejs(\d+\.x)?)$`).MatchString(s) {
+		return s
+	}
+	return ""
+}
+
 func listFunctions(_ context.Context, c *call) (any, error) {
 	if err := c.access("*"); err != nil {
 		return nil, err
+	}
+	q := c.req.URL.Query()
+	if v := q.Get("FunctionVersion"); v != "" && v != "ALL" {
+		return nil, constraint(v, "functionVersion", "Member must satisfy enum value set: [ALL]")
+	}
+	if q.Get("MasterRegion") != "" {
+		return nil, invalidf("MasterRegion is not supported: there are no functions at the edge.")
 	}
 	from, to, next, err := c.page(len(c.r.names), 50)
 	if err != nil {
@@ -126,8 +146,17 @@ func invoke(ctx context.Context, c *call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, h := range []string{"X-Amz-Tenant-Id", "X-Amz-Durable-Execution-Name"} {
+		if c.req.Header.Get(h) != "" {
+			return nil, invalidf("%s is not supported: functions here have neither tenants nor durable executions.", h)
+		}
+	}
 	if len(c.body) > 0 && !json.Valid(c.body) {
 		return nil, &fault{http.StatusBadRequest, typeContent, "Could not parse request body into json: it is not JSON."}
+	}
+	tail := c.req.Header.Get("X-Amz-Log-Type") // looked at before anything runs
+	if tail != "" && tail != "None" && tail != "Tail" {
+		return nil, constraint(tail, "logType", "Member must satisfy enum value set: [None, Tail]")
 	}
 	body := c.body
 	if len(body) == 0 {
@@ -156,20 +185,13 @@ func invoke(ctx context.Context, c *call) (any, error) {
 	case err != nil && ctx.Err() != nil:
 		return nil, ctx.Err()
 	case err != nil:
-		return nil, &fault{http.StatusBadGateway, typeService, "The function did not run: " + err.Error()}
+		return nil, &fault{http.StatusInternalServerError, typeService, "The function did not run: " + err.Error()}
 	}
 	if resp.FunctionError != "" {
 		c.header.Set("X-Amz-Function-Error", resp.FunctionError)
 	}
-	switch tail := c.req.Header.Get("X-Amz-Log-Type"); tail {
-	case "", "None":
-	case "Tail":
+	if tail == "Tail" {
 		c.header.Set("X-Amz-Log-Result", base64.StdEncoding.EncodeToString(resp.Log))
-	default:
-		return nil, constraint(tail, "logType", "Member must satisfy enum value set: [None, Tail]")
-	}
-	if len(resp.Payload) > maxPayload {
-		return nil, &fault{http.StatusRequestEntityTooLarge, typeTooLarge, fmt.Sprintf("Response payload size exceeded maximum allowed payload size (%d bytes).", maxPayload)}
 	}
 	if resp.Payload == nil {
 		return []byte{}, nil
@@ -189,7 +211,7 @@ func invokeAsync(ctx context.Context, c *call) (any, error) {
 	if err := c.r.later(ctx, f, c.body, "", c.op); err != nil {
 		return nil, err
 	}
-	return struct{ Status int }{http.StatusAccepted}, nil
+	return statusOnly(http.StatusAccepted), nil
 }
 
 // An asyncEvent is an asynchronous invocation that waits: the data of an effect.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/milepost/milepost/process/pattern"
 	"github.com/milepost/milepost/stream"
@@ -37,9 +38,9 @@ type mappingInput struct {
 
 	// Of other sources, or of what is not here. Given empty they are let pass, as tools do.
 	AmazonManagedKafkaEventSourceConfig, DocumentDBEventSourceConfig, ProvisionedPollerConfig, Queues, ScalingConfig,
-	SelfManagedEventSource, SelfManagedKafkaEventSourceConfig, SourceAccessConfigurations, Topics, KMSKeyArn json.RawMessage
-	// Without meaning here: metrics are always there, and logs are Milepost's own.
-	MetricsConfig, LoggingConfig json.RawMessage
+	SelfManagedEventSource, SelfManagedKafkaEventSourceConfig, SourceAccessConfigurations, Topics, KMSKeyArn, LoggingConfig json.RawMessage
+
+	MetricsConfig *metricsConfig // metrics are always there: what was asked for is told again
 }
 
 type (
@@ -53,6 +54,10 @@ type (
 	destination struct {
 		Destination string `json:",omitempty"`
 	}
+
+	metricsConfig struct {
+		Metrics []string `json:",omitempty"`
+	}
 )
 
 // A mappingOutput is a mapping as the API shows it.
@@ -65,6 +70,7 @@ type mappingOutput struct {
 	ParallelizationFactor          int
 	EventSourceArn                 string
 	FilterCriteria                 *filterCriteria `json:",omitempty"`
+	MetricsConfig                  *metricsConfig  `json:",omitempty"`
 	FunctionArn                    string
 	LastModified                   jsonSeconds
 	LastProcessingResult           string
@@ -87,13 +93,16 @@ func (r *Registry) output(v view) mappingOutput {
 		UUID: d.UUID, StartingPosition: d.Start, BatchSize: d.BatchSize, MaximumBatchingWindowInSeconds: d.Window,
 		ParallelizationFactor: d.Parallel, EventSourceArn: r.sourceARN(d), FunctionArn: r.functionARN(d.Function), LastModified: epoch(d.Modified),
 		LastProcessingResult: v.result, State: v.state, StateTransitionReason: reasonUser,
-		DestinationConfig:         destinationConfig{OnFailure: &destination{d.OnFailure}},
+		DestinationConfig:         destinationConfig{OnFailure: &destination{r.destinationARN(d.OnFailure)}},
 		MaximumRecordAgeInSeconds: d.MaxAge, BisectBatchOnFunctionError: d.Bisect, MaximumRetryAttempts: d.MaxRetries,
 		TumblingWindowInSeconds: d.Tumbling, FunctionResponseTypes: []string{}, EventSourceMappingArn: r.mappingARN(d.UUID),
 	}
 	if d.Start == startAt {
 		t := epoch(d.StartTime)
 		o.StartingPositionTimestamp = &t
+	}
+	if len(d.Metrics) > 0 {
+		o.MetricsConfig = &metricsConfig{d.Metrics}
 	}
 	if d.Report {
 		o.FunctionResponseTypes = []string{reportItems}
@@ -105,6 +114,21 @@ func (r *Registry) output(v view) mappingOutput {
 		}
 	}
 	return o
+}
+
+// destinationARN writes what the file may call stream:NAME or s3://NAME as the API does. What is posted or written to a directory has no
+// ARN and is told as it is.
+func (r *Registry) destinationARN(s string) string {
+	if t, err := parseTarget(s, true); err == nil && !strings.HasPrefix(s, "arn:") {
+		switch t.kind {
+		case toStream:
+			return r.streamARN(t.name)
+		case toBucket:
+			return "arn:aws:s3:::" + t.name
+		case toDir, toHTTP:
+		}
+	}
+	return s
 }
 
 // foreign refuses what belongs to other kinds of sources.
@@ -123,6 +147,7 @@ func (in *mappingInput) foreign() error {
 		{"SourceAccessConfigurations", in.SourceAccessConfigurations},
 		{"Topics", in.Topics},
 		{"KMSKeyArn", in.KMSKeyArn},
+		{"LoggingConfig", in.LoggingConfig},
 	} {
 		switch string(f.value) {
 		case "", "null", "{}", "[]", `""`:
@@ -175,6 +200,9 @@ func (in *mappingInput) apply(r *Registry, d *definition) error {
 	}
 	if in.FunctionResponseTypes != nil {
 		d.Report = false
+		if n := len(*in.FunctionResponseTypes); n > 1 {
+			return constraint(*in.FunctionResponseTypes, "functionResponseTypes", "Member must have length less than or equal to 1")
+		}
 		for _, t := range *in.FunctionResponseTypes {
 			if t != reportItems {
 				return constraint("["+t+"]", "functionResponseTypes", "Member must satisfy constraint: [Member must satisfy enum value set: [ReportBatchItemFailures]]")
@@ -182,9 +210,18 @@ func (in *mappingInput) apply(r *Registry, d *definition) error {
 			d.Report = true
 		}
 	}
+	if in.MetricsConfig != nil {
+		if err := in.MetricsConfig.check(); err != nil {
+			return err
+		}
+		d.Metrics = in.MetricsConfig.Metrics
+	}
 	if in.FilterCriteria != nil {
 		d.Filters = nil
 		for _, f := range in.FilterCriteria.Filters {
+			if utf8.RuneCountInString(f.Pattern) > pattern.MaxLength {
+				return constraint(f.Pattern, "filterCriteria.filters", fmt.Sprintf("Member must satisfy constraint: [Member must have length less than or equal to %d]", pattern.MaxLength))
+			}
 			d.Filters = append(d.Filters, f.Pattern)
 		}
 		if len(d.Filters) > pattern.MaxFilters {
@@ -209,7 +246,7 @@ func (in *mappingInput) apply(r *Registry, d *definition) error {
 	if in.FunctionName != nil {
 		name, qualifier, ok := r.functionName(*in.FunctionName)
 		if !ok {
-			return constraint(*in.FunctionName, "functionName", "Member must be a function's name or ARN")
+			return noFunctionName(*in.FunctionName)
 		}
 		if r.functions[name] == nil || (qualifier != "" && qualifier != version) {
 			return invalidf("Function does not exist")
@@ -219,7 +256,27 @@ func (in *mappingInput) apply(r *Registry, d *definition) error {
 	return nil
 }
 
+// check refuses other sources' metrics.
+func (m *metricsConfig) check() error {
+	if len(m.Metrics) > 3 {
+		return constraint(m.Metrics, "metricsConfig.metrics", "Member must have length less than or equal to 3")
+	}
+	for _, name := range m.Metrics {
+		switch name {
+		case "EventCount":
+		case "ErrorCount", "KafkaMetrics":
+			return invalidf("MetricsConfig: %s is not supported for Kinesis event sources, EventCount is.", name)
+		default:
+			return constraint("["+name+"]", "metricsConfig.metrics", "Member must satisfy constraint: [Member must satisfy enum value set: [EventCount, ErrorCount, KafkaMetrics]]")
+		}
+	}
+	return nil
+}
+
 func (r *Registry) checkDestination(s string) error {
+	if len(s) > maxDestination {
+		return constraint(s, "destinationConfig.onFailure.destination", fmt.Sprintf("Member must have length less than or equal to %d", maxDestination))
+	}
 	t, err := parseTarget(s, false)
 	if err != nil {
 		return invalidf("Invalid destination: %v.", err)
@@ -241,7 +298,10 @@ func (r *Registry) checkDestination(s string) error {
 func (r *Registry) sourceOf(arn string) (streamName, consumer string, err error) {
 	rest, isARN := strings.CutPrefix(arn, "arn:")
 	parts := strings.SplitN(rest, ":", 5)
-	if !isARN || len(parts) != 5 || parts[1] != "kinesis" {
+	if !isARN || len(parts) != 5 || parts[1] == "" {
+		return "", "", constraint(arn, "eventSourceArn", `Member must satisfy regular expression pattern: arn:(aws[a-zA-Z0-9-]*):([a-zA-Z0-9\-])+:((eusc-)?[a-z]{2}((-gov)|(-iso([a-z]?)))?-[a-z]+-\d{1})?:(\d{12})?:(.*)`)
+	}
+	if parts[1] != "kinesis" {
 		return "", "", invalidf("Unrecognized event source, must be kinesis.")
 	}
 	name, isStream := strings.CutPrefix(parts[4], "stream/")
@@ -384,7 +444,7 @@ func listMappings(_ context.Context, c *call) (any, error) {
 	if s := q.Get("FunctionName"); s != "" {
 		name, _, ok := c.r.functionName(s)
 		if !ok {
-			return nil, constraint(s, "functionName", "Member must be a function's name or ARN")
+			return nil, noFunctionName(s)
 		}
 		function = name
 	}
@@ -555,11 +615,17 @@ func tagResource(ctx context.Context, c *call) (any, error) {
 	if err := c.decode(&in); err != nil {
 		return nil, err
 	}
+	if in.Tags == nil {
+		return nil, constraint(nil, "tags", "Member must not be null")
+	}
 	return nil, c.changeTags(ctx, func(t map[string]string) { maps.Copy(t, in.Tags) })
 }
 
 func untagResource(ctx context.Context, c *call) (any, error) {
 	keys := c.req.URL.Query()["tagKeys"]
+	if len(keys) == 0 {
+		return nil, constraint(nil, "tagKeys", "Member must not be null")
+	}
 	return nil, c.changeTags(ctx, func(t map[string]string) {
 		maps.DeleteFunc(t, func(k, _ string) bool { return slices.Contains(keys, k) })
 	})

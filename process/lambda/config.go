@@ -35,6 +35,7 @@ type FunctionConfig struct {
 	IdleTimeout time.Duration     `yaml:"idle_timeout" default:"5m" doc:"processes that had nothing to do for this long are ended"`
 	Memory      int               `yaml:"memory" default:"128" doc:"MB that the function is told it has; nothing limits it"`
 	Concurrency int               `yaml:"concurrency" default:"10" doc:"invocations at once, up to 1000; more are throttled and tried again"`
+	LogLines    int               `yaml:"log_lines" default:"200" doc:"lines a second of its output that go to Milepost's log, five seconds' worth at once; more are counted, and in milepost functions logs all the same"`
 	On          []MappingConfig   `yaml:"on" doc:"streams that it runs on"`
 
 	Func runtime.Func `yaml:"-" json:"-"` // for programs that embed Milepost: instead of runtime, command and url
@@ -45,7 +46,7 @@ func (c *FunctionConfig) runtime(name string) runtime.Config {
 	return runtime.Config{
 		Name: name, Runtime: c.Runtime, Handler: c.Handler, Code: c.Code, Command: c.Command, URL: c.URL, Secret: c.Secret, SecretFile: c.SecretFile,
 		Token: c.Token, TokenFile: c.TokenFile, CAFile: c.CAFile, Headers: c.Headers, Environment: c.Environment, Timeout: conf.Duration(c.Timeout),
-		InitTimeout: conf.Duration(c.InitTimeout), IdleTimeout: conf.Duration(c.IdleTimeout), MemorySize: c.Memory, Concurrency: c.Concurrency,
+		InitTimeout: conf.Duration(c.InitTimeout), IdleTimeout: conf.Duration(c.IdleTimeout), MemorySize: c.Memory, Concurrency: c.Concurrency, LogLines: c.LogLines,
 	}
 }
 
@@ -96,6 +97,7 @@ const (
 	maxRetries     = 10_000
 	minAge, maxAge = 60, 604_800
 	maxTumbling    = 900
+	maxDestination = 350
 	maxPayload     = 6 << 20 // of a synchronous invocation's request and answer
 	maxAsync       = 256 << 10
 )

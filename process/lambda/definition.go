@@ -44,6 +44,7 @@ type definition struct {
 	MaxAge     int            `json:"max_age"` // -1: none
 	Bisect     bool           `json:"bisect,omitempty"`
 	Report     bool           `json:"report,omitempty"`
+	Metrics    []string       `json:"metrics,omitempty"` // that the API was asked for
 	Filters    []string       `json:"filters,omitempty"`
 	Tumbling   int            `json:"tumbling,omitempty"`
 	OnFailure  string         `json:"on_failure,omitempty"`
@@ -55,7 +56,7 @@ type definition struct {
 
 func (d *definition) clone() *definition {
 	c := *d
-	c.Tags, c.Filters = maps.Clone(d.Tags), slices.Clone(d.Filters)
+	c.Tags, c.Filters, c.Metrics = maps.Clone(d.Tags), slices.Clone(d.Filters), slices.Clone(d.Metrics)
 	return &c
 }
 

@@ -29,6 +29,7 @@ const (
 	typeInUse        = "ResourceInUseException"
 	typeInvalid      = "InvalidParameterValueException"
 	typeNotFound     = "ResourceNotFoundException"
+	typeSerial       = "SerializationException"
 	typeService      = "ServiceException"
 	typeThrottled    = "TooManyRequestsException"
 	typeTooLarge     = "RequestTooLargeException"
@@ -61,12 +62,17 @@ func asFault(err error) *fault {
 		return &fault{http.StatusForbidden, e.Type, e.Message}
 	}
 	switch {
-	case errors.Is(err, errClosed), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, state.ErrClosed):
-		return &fault{http.StatusServiceUnavailable, typeService, "the service is being closed or the request was cut short: try again"}
+	case cutShort(err):
+		return &fault{http.StatusInternalServerError, typeService, "the service is being closed or the request was cut short: try again"}
 	case errors.Is(err, state.ErrFull), errors.Is(err, state.ErrFenced):
 		return &fault{http.StatusInternalServerError, typeService, err.Error()}
 	}
 	return &fault{http.StatusInternalServerError, typeService, "internal failure: see the server's log"}
+}
+
+// cutShort tells that the program or the client has ended, which is nobody's failure.
+func cutShort(err error) bool {
+	return errors.Is(err, errClosed) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, state.ErrClosed)
 }
 
 // body writes an error as the service model has it: some types spell Message with a small letter.
@@ -86,7 +92,7 @@ func (f *fault) body() []byte {
 		doc.Small = f.message
 	case typeThrottled:
 		doc.Small, doc.Reason = f.message, "ReservedFunctionConcurrentInvocationLimitExceeded"
-	case typeValidation, typeUnknown:
+	case typeValidation, typeUnknown, typeSerial:
 		doc.Small, doc.Type = f.message, ""
 	case typeAccessDenied:
 		doc.Message, doc.Type = f.message, ""

@@ -226,10 +226,15 @@ func TestPauseAndRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.wait("pause", func() bool { return b.reg.mapping(uuid).view().state == stateDisabled })
+	behind := func() MappingStatus { return b.reg.List(t.Context())[0].Mappings[0] }
+	if s := behind(); s.Lag != 0 || s.IteratorAgeMS != 0 {
+		t.Errorf("paused with nothing to do: lag %d, age %d", s.Lag, s.IteratorAgeMS)
+	}
 	b.put("vehicles", "k=2")
 	b.close()
 	b.open()
 	b.wait("pause after a restart", func() bool { return b.reg.mapping(uuid).view().state == stateDisabled })
+	b.wait("a record that grows old", func() bool { s := behind(); return s.Lag == 1 && s.IteratorAgeMS > 0 && len(s.Shards) == 1 })
 	if d := cmp.Diff([]string{"1"}, h.data()); d != "" {
 		t.Error(d)
 	}

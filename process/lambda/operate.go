@@ -49,8 +49,8 @@ type MappingStatus struct {
 	Configured     bool                   `json:"configured"` // by the file, as opposed to the API
 	State          string                 `json:"state"`
 	LastResult     string                 `json:"last_result"`
-	Lag            int64                  `json:"lag"`             // records, of the lane that is furthest behind in each shard; -1: not known
-	IteratorAgeMS  int64                  `json:"iterator_age_ms"` // of the lane that is furthest behind
+	Lag            int64                  `json:"lag"`             // records, of the lane that is furthest behind in each shard, of a paused mapping too; -1: not known
+	IteratorAgeMS  int64                  `json:"iterator_age_ms"` // of the lane that is furthest behind; of a paused mapping: of the first record that waits
 	LastInvocation time.Time              `json:"last_invocation,omitzero"`
 	LastError      string                 `json:"last_error,omitempty"`
 	LastErrorTime  time.Time              `json:"last_error_time,omitzero"`
@@ -103,13 +103,18 @@ func (r *Registry) mappingStatus(ctx context.Context, v view) MappingStatus {
 		s.Owed = len(owed)
 	}
 	if v.runner == nil {
-		s.Lag = -1
-		return s
-	}
-	for _, f := range v.runner.Status(ctx) {
-		s.Shards, s.Breaker = f.Shards, f.Breaker
-		if f.Error != "" {
-			s.LastError = f.Error
+		waiting, err := r.idle(ctx, d)
+		if err != nil {
+			s.Lag = -1 // a stream that is not there, say: the result has it
+			return s
+		}
+		s.Shards = waiting
+	} else {
+		for _, f := range v.runner.Status(ctx) {
+			s.Shards, s.Breaker = f.Shards, f.Breaker
+			if f.Error != "" {
+				s.LastError = f.Error
+			}
 		}
 	}
 	for _, sh := range s.Shards {
@@ -141,6 +146,19 @@ func (r *Registry) mappingStatus(ctx context.Context, v view) MappingStatus {
 		}
 	}
 	return s
+}
+
+const idleTimeout = 5 * time.Second
+
+// idle tells what waits for a mapping that does not run.
+func (r *Registry) idle(ctx context.Context, d *definition) ([]process.ShardStatus, error) {
+	log, err := r.cfg.Stream(d.Stream)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, idleTimeout)
+	defer cancel()
+	return process.Idle(ctx, process.Config{Log: log, Store: r.cfg.Store}, d.Handler, d.options())
 }
 
 // Find returns the UUIDs of a function's mappings: all, or those that which names, a UUID or a stream.

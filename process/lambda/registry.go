@@ -59,7 +59,7 @@ type Config struct {
 
 	Region     string      // "": us-east-1. In ARNs
 	Account    string      // "": 000000000000
-	AccessKeys []AccessKey // whose signatures the API takes. None: unsigned requests, and Serve refuses listeners beyond loopback
+	AccessKeys []AccessKey // whose signatures the API takes. None: unsigned requests, so serve it on loopback alone
 
 	Log     *slog.Logger          // nil: silent
 	Metrics prometheus.Registerer // nil: not registered
@@ -84,12 +84,11 @@ type Registry struct {
 	verifier  *sigv4.Verifier // nil: no keys
 	policies  map[string]*policy.Policy
 
-	ctx     context.Context // ends when Close begins
-	cancel  context.CancelFunc
-	hard    context.Context // ends when Close has run out of patience
-	harden  context.CancelFunc
-	work    sync.WaitGroup // conductors and couriers
-	serving servers
+	ctx    context.Context // ends when Close begins
+	cancel context.CancelFunc
+	hard   context.Context // ends when Close has run out of patience
+	harden context.CancelFunc
+	work   sync.WaitGroup // conductors and couriers
 
 	mu       sync.Mutex // guards the rest. It is held across the write of a definition: changes are few
 	mappings map[string]*mapping
@@ -315,9 +314,8 @@ func (r *Registry) mapping(uuid string) *mapping {
 	return r.mappings[uuid]
 }
 
-// Close stops the API, lets invocations under way finish until ctx ends, stops the runners, and closes the functions.
+// Close lets invocations under way finish until ctx ends, stops the runners, and closes the functions.
 func (r *Registry) Close(ctx context.Context) error {
-	errs := r.serving.close(ctx)
 	defer context.AfterFunc(ctx, r.harden)()
 	r.mu.Lock()
 	again := r.closed
@@ -328,6 +326,7 @@ func (r *Registry) Close(ctx context.Context) error {
 	}
 	r.cancel()
 	r.work.Wait()
+	var errs []error
 	if r.outbox != nil {
 		errs = append(errs, r.outbox.Stop(ctx))
 	}

@@ -117,15 +117,15 @@ func (d *Def) Finish(k *Key) {
 func (d *Def) Combine(start int64, each func(part func(start int64, data []byte) error) error) (*Result, error) {
 	sum := d.plan.pane(start)
 	err := each(func(at int64, data []byte) error {
-		r := reader{b: data}
-		if r.byte() != stateVersion {
-			r.fail()
+		r := newReader(data)
+		if r.Byte() != stateVersion {
+			r.Fail()
 		}
 		q := d.plan.read(&r, at)
-		if r.err == nil && q.rows > 0 {
+		if r.Err == nil && q.rows > 0 {
 			d.plan.merge(&sum, &q)
 		}
-		return r.err
+		return r.Err
 	})
 	if err != nil || sum.rows == 0 {
 		return nil, err
@@ -243,45 +243,45 @@ func appendSince(dst []byte, t, base int64) []byte {
 }
 
 func (r *reader) since(base int64) int64 {
-	if r.byte() == 0 {
+	if r.Byte() == 0 {
 		return never
 	}
-	return base + r.varint()
+	return base + r.Varint()
 }
 
 // DecodeKey reads what AppendKey wrote.
 func (d *Def) DecodeKey(b []byte) (Key, error) {
-	r := reader{b: b}
-	if r.byte() != stateVersion {
-		r.fail()
+	r := newReader(b)
+	if r.Byte() != stateVersion {
+		r.Fail()
 	}
 	k := d.NewKey()
-	k.max = r.varint()
-	k.heard = r.varint()
+	k.max = r.Varint()
+	k.heard = r.Varint()
 	k.closed = r.since(k.max)
 	k.gone = r.since(k.max)
 	k.put = k.closed
-	n := r.count(4)
+	n := r.Count(4)
 	if n > MaxOpen {
-		r.fail()
+		r.Fail()
 	}
 	for range n {
-		start := k.max + r.varint()
-		length := r.uvarint()
-		flags := r.byte()
-		if r.err != nil || length > math.MaxInt64/2 || flags > 1 || (len(k.open) > 0 && k.open[len(k.open)-1].start >= start) {
-			r.fail()
+		start := k.max + r.Varint()
+		length := r.Uvarint()
+		flags := r.Byte()
+		if r.Err != nil || length > math.MaxInt64/2 || flags > 1 || (len(k.open) > 0 && k.open[len(k.open)-1].start >= start) {
+			r.Fail()
 			break
 		}
 		p := d.plan.read(&r, start)
 		p.end, p.emitted = start+int64(length), flags == 1 //nolint:gosec // checked
 		k.open = append(k.open, p)
 	}
-	if r.err == nil && len(r.b) > 0 {
-		r.fail()
+	if r.Err == nil && len(r.B) > 0 {
+		r.Fail()
 	}
-	if r.err != nil {
-		return Key{}, r.err
+	if r.Err != nil {
+		return Key{}, r.Err
 	}
 	return k, nil
 }

@@ -254,12 +254,12 @@ func (d *Def) stored(p int64, panes Panes) (pane, error) {
 	if err != nil || b == nil {
 		return d.plan.pane(p), err
 	}
-	r := reader{b: b}
-	if r.byte() != stateVersion {
-		r.fail()
+	r := newReader(b)
+	if r.Byte() != stateVersion {
+		r.Fail()
 	}
 	q := d.plan.read(&r, p)
-	return q, r.err
+	return q, r.Err
 }
 
 // makeRoom drops the sessions or rows that are too old to matter, before the Flush that would have done it. False: none is.

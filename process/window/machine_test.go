@@ -390,9 +390,9 @@ func TestSumIsExact(t *testing.T) {
 		if left != s {
 			t.Errorf("seed %d: parts give %v, the whole %v", seed, left, s)
 		}
-		r := reader{b: s.Append(nil)}
-		if got := r.sum(); got != s || r.err != nil || len(r.b) > 0 {
-			t.Errorf("seed %d: read back %v, want %v (%v)", seed, got, s, r.err)
+		r := newReader(s.Append(nil))
+		if got := r.sum(); got != s || r.Err != nil || len(r.B) > 0 {
+			t.Errorf("seed %d: read back %v, want %v (%v)", seed, got, s, r.Err)
 		}
 	}
 	f := func(want float64, xs ...float64) {

@@ -5,6 +5,8 @@ import (
 	"math"
 	"slices"
 	"time"
+
+	"github.com/milepost/milepost/internal/binenc"
 )
 
 // MovingPanes is into how many parts a Moving cuts its window: its beginning is exact to a 60th.
@@ -122,32 +124,32 @@ func (m *Moving) Append(dst []byte) []byte {
 		prev = p.index
 		dst = binary.AppendUvarint(dst, p.n)
 		dst = p.sum.Append(dst)
-		dst = appendFloat(appendFloat(dst, p.min), p.max)
+		dst = binenc.AppendFloat(binenc.AppendFloat(dst, p.min), p.max)
 	}
 	return dst
 }
 
 // DecodeMoving reads what Append wrote, and returns what follows it.
 func DecodeMoving(b []byte) (Moving, []byte, error) {
-	r := reader{b: b}
-	n := r.count(19)
+	r := newReader(b)
+	n := r.Count(19)
 	if n > MovingPanes {
-		r.fail()
+		r.Fail()
 		n = 0
 	}
 	var m Moving
 	prev := int64(0)
 	for i := range n {
-		p := movingPane{index: prev + r.varint(), n: r.uvarint(), sum: r.sum(), min: r.float(), max: r.float()}
-		if r.err != nil || p.n == 0 || (i > 0 && p.index <= prev) {
-			r.fail()
+		p := movingPane{index: prev + r.Varint(), n: r.Uvarint(), sum: r.sum(), min: r.Float(), max: r.Float()}
+		if r.Err != nil || p.n == 0 || (i > 0 && p.index <= prev) {
+			r.Fail()
 			break
 		}
 		prev = p.index
 		m.panes = append(m.panes, p)
 	}
-	if r.err != nil {
-		return Moving{}, nil, r.err
+	if r.Err != nil {
+		return Moving{}, nil, r.Err
 	}
-	return m, r.b, nil
+	return m, r.B, nil
 }

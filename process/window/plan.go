@@ -8,6 +8,7 @@ import (
 
 	"github.com/DataDog/sketches-go/ddsketch/mapping"
 
+	"github.com/milepost/milepost/internal/binenc"
 	"github.com/milepost/milepost/telemetry"
 )
 
@@ -430,7 +431,7 @@ func (p *plan) append(dst []byte, q *pane) []byte {
 			if w[1] != 0 {
 				dst = binary.AppendVarint(dst, int64(w[0])-q.start) //nolint:gosec // bits
 				dst = binary.LittleEndian.AppendUint64(dst, w[2])
-				dst = appendText(dst, q.objects[x[1]].text)
+				dst = binenc.AppendText(dst, q.objects[x[1]].text)
 			}
 		}
 		if c.set >= 0 {
@@ -453,12 +454,12 @@ func (p *plan) append(dst []byte, q *pane) []byte {
 
 func (p *plan) read(r *reader, start int64) pane {
 	q := p.pane(start)
-	q.rows = r.uvarint()
+	q.rows = r.Uvarint()
 	for i := range p.cells {
 		c := &p.cells[i]
 		has := true
 		if c.count >= 0 {
-			q.words[c.count] = r.uvarint()
+			q.words[c.count] = r.Uvarint()
 			has = q.words[c.count] > 0
 		}
 		if has && c.sum >= 0 {
@@ -466,20 +467,20 @@ func (p *plan) read(r *reader, start int64) pane {
 			q.words[c.sum], q.words[c.sum+1], q.words[c.sum+2] = s.hi, s.mid, s.lo
 		}
 		if has && c.min >= 0 {
-			q.words[c.min] = r.fixed64()
+			q.words[c.min] = r.Fixed64()
 		}
 		if has && c.max >= 0 {
-			q.words[c.max] = r.fixed64()
+			q.words[c.max] = r.Fixed64()
 		}
 		for _, x := range [2][2]int{{c.first, c.firstText}, {c.last, c.lastText}} {
 			if x[0] < 0 {
 				continue
 			}
 			w := q.words[x[0] : x[0]+3]
-			if w[1] = r.fixed64(); w[1] != 0 {
-				w[0] = uint64(start + r.varint()) //nolint:gosec // bits
-				w[2] = r.fixed64()
-				q.objects[x[1]].text = r.text()
+			if w[1] = r.Fixed64(); w[1] != 0 {
+				w[0] = uint64(start + r.Varint()) //nolint:gosec // bits
+				w[2] = r.Fixed64()
+				q.objects[x[1]].text = r.Text()
 			}
 		}
 		if c.set >= 0 {

@@ -6,6 +6,8 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"github.com/milepost/milepost/internal/binenc"
 )
 
 // A Result is what one window of one key came to.
@@ -136,14 +138,14 @@ func (r *Result) AppendStored(dst []byte) []byte {
 	dst = binary.AppendUvarint(dst, r.Rows)
 	dst = binary.AppendUvarint(dst, uint64(len(r.Values)))
 	for i := range r.Values {
-		dst = appendText(dst, r.Def.Aggregates[i].As)
+		dst = binenc.AppendText(dst, r.Def.Aggregates[i].As)
 		v := &r.Values[i]
 		dst = append(dst, byte(v.Kind))
 		switch v.Kind {
 		case Number:
-			dst = appendFloat(dst, v.Num)
+			dst = binenc.AppendFloat(dst, v.Num)
 		case Text:
-			dst = appendText(dst, v.Text)
+			dst = binenc.AppendText(dst, v.Text)
 		case None:
 		}
 	}
@@ -163,37 +165,37 @@ type Stored struct {
 
 // DecodeStored reads what AppendStored wrote.
 func DecodeStored(b []byte) (Stored, error) {
-	r := reader{b: b}
-	if r.byte() != stateVersion {
-		r.fail()
+	r := newReader(b)
+	if r.Byte() != stateVersion {
+		r.Fail()
 	}
 	var s Stored
-	flags := r.byte()
+	flags := r.Byte()
 	s.Final, s.Late = flags&flagFinal != 0, flags&flagLate != 0
-	s.Start = r.varint()
-	s.End = s.Start + r.varint()
-	rev := r.uvarint()
+	s.Start = r.Varint()
+	s.End = s.Start + r.Varint()
+	rev := r.Uvarint()
 	if rev > math.MaxInt32 {
-		r.fail()
+		r.Fail()
 	}
 	s.Revision = int(rev) //nolint:gosec // checked
-	s.Rows = r.uvarint()
-	for range r.count(2) {
-		s.Names = append(s.Names, r.text())
-		v := Value{Kind: ValueKind(r.byte())}
+	s.Rows = r.Uvarint()
+	for range r.Count(2) {
+		s.Names = append(s.Names, r.Text())
+		v := Value{Kind: ValueKind(r.Byte())}
 		switch v.Kind {
 		case Number:
-			v.Num = r.float()
+			v.Num = r.Float()
 		case Text:
-			v.Text = r.text()
+			v.Text = r.Text()
 		case None:
 		default:
-			r.fail()
+			r.Fail()
 		}
 		s.Values = append(s.Values, v)
 	}
-	if r.err == nil && len(r.b) > 0 {
-		r.fail()
+	if r.Err == nil && len(r.B) > 0 {
+		r.Fail()
 	}
-	return s, r.err
+	return s, r.Err
 }

@@ -124,21 +124,21 @@ func (s *sketch) append(dst []byte) []byte {
 }
 
 func (r *reader) sketch() (s sketch) {
-	n := r.count(2)
+	n := r.Count(2)
 	if n > maxBins {
-		r.fail()
+		r.Fail()
 		return s
 	}
 	prev := int64(math.MinInt64)
 	at := int64(0)
 	for range n {
-		at += r.varint()
+		at += r.Varint()
 		if at <= prev || at > 2*keyOffset || at < -2*keyOffset {
-			r.fail()
+			r.Fail()
 			return sketch{}
 		}
 		prev = at
-		s.bins = append(s.bins, bin{at, r.uvarint()})
+		s.bins = append(s.bins, bin{at, r.Uvarint()})
 	}
 	return s
 }
@@ -190,15 +190,15 @@ func (s *set) append(dst []byte) []byte {
 }
 
 func (r *reader) set() (s set) {
-	n := r.count(8)
+	n := r.Count(8)
 	if n > maxDistinct {
-		r.fail()
+		r.Fail()
 		return s
 	}
 	for range n {
-		h := r.fixed64()
+		h := r.Fixed64()
 		if k := len(s.hashes); k > 0 && s.hashes[k-1] >= h {
-			r.fail()
+			r.Fail()
 			return set{}
 		}
 		s.hashes = append(s.hashes, h)

@@ -115,19 +115,19 @@ func (s *Sum) Append(dst []byte) []byte {
 }
 
 func (r *reader) sum() (s Sum) {
-	h := r.byte()
+	h := r.Byte()
 	words, zeros := h>>4, int(h&15)
 	if words < 1 || words > 2 || zeros > 8 {
-		r.fail()
+		r.Fail()
 		return s
 	}
 	for i := zeros; i < 8; i++ {
-		s.lo |= uint64(r.byte()) << (8 * i)
+		s.lo |= uint64(r.Byte()) << (8 * i)
 	}
-	s.mid = uint64(r.varint())        //nolint:gosec // bits
+	s.mid = uint64(r.Varint())        //nolint:gosec // bits
 	s.hi = uint64(int64(s.mid) >> 63) //nolint:gosec // sign extension
 	if words == 2 {
-		s.hi = r.fixed64()
+		s.hi = r.Fixed64()
 	}
 	return s
 }

@@ -410,25 +410,20 @@ func (r *running) records(result []byte, start, end time.Time) ([]stream.Record,
 	if err := json.Unmarshal(result, &res); err != nil {
 		return nil, fmt.Errorf("read result: %w", err)
 	}
-	key := -1
 	names := make([]string, len(res.Columns))
-	seen := map[string]bool{"query": true, "start": true, "end": true}
 	for i, c := range res.Columns {
-		if seen[c.Name] {
-			return nil, &query.UserError{Msg: fmt.Sprintf("two fields of a result are called %s (query, start and end are there already): name one with AS", c.Name)}
-		}
-		seen[c.Name] = true
-		if c.Name == r.Key {
-			key = i
-		}
-		name, err := json.Marshal(c.Name)
+		names[i] = c.Name
+	}
+	key, err := r.columns(names)
+	if err != nil {
+		return nil, err
+	}
+	for i := range names {
+		name, err := json.Marshal(names[i])
 		if err != nil {
 			return nil, err
 		}
 		names[i] = string(name)
-	}
-	if r.Key != "" && key < 0 {
-		return nil, &query.UserError{Msg: fmt.Sprintf("key: the SELECT has no column %s", r.Key)}
 	}
 	recs := make([]stream.Record, 0, len(res.Rows))
 	for _, row := range res.Rows {

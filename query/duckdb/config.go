@@ -40,7 +40,7 @@ type Config struct {
 // Sources are what queries see.
 type Sources struct {
 	Archive *archive.Archive       // table readings; nil: there is none
-	Tables  map[string]query.Table // by name: vehicles, alerts, daily_kpis
+	Tables  map[string]query.Table // by name: vehicles, alerts, daily_kpis; readings too if there is no Archive
 }
 
 func (c *Config) defaults() {

@@ -56,7 +56,7 @@ func Open(cfg Config, src Sources) (*Engine, error) {
 	cfg.defaults()
 	e := &Engine{cfg: cfg, src: src, conns: make(chan *conn, cfg.MaxConcurrent), tables: map[string]query.Table{}, scans: newScans()}
 	for name, t := range src.Tables {
-		if !identifier.MatchString(name) || name == readings {
+		if !identifier.MatchString(name) || name == readings && src.Archive != nil {
 			return nil, fmt.Errorf("open sql engine: %q cannot be the name of a table", name)
 		}
 		e.tables[name] = t
@@ -254,7 +254,7 @@ func (r *run) end() {
 func (r *run) views(names []string) error {
 	for _, name := range names {
 		stale := !r.c.made[name]
-		if name == readings {
+		if name == readings && r.e.src.Archive != nil {
 			r.snap = r.e.src.Archive.Snapshot()
 			r.source(name, newTailScan(r.e.src.Archive, r.snap, r.e.cfg.Threads))
 			stale = stale || !sameFiles(r.c.files, r.snap.Files)
@@ -265,7 +265,7 @@ func (r *run) views(names []string) error {
 			continue
 		}
 		body := "SELECT * FROM " + r.c.rows(name)
-		if name == readings {
+		if r.snap != nil && name == readings {
 			body = r.readings()
 			r.c.files = r.snap.Files
 		}

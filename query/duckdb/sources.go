@@ -26,7 +26,14 @@ type tailScan struct {
 
 func newTailScan(a *archive.Archive, s *archive.Snapshot, threads int) *tailScan {
 	t := &tailScan{a: a, parts: s.Tail, rows: uint64(s.TailRows()), threads: threads} //nolint:gosec // positive
-	for i, name := range a.Columns() {
+	t.cols = Readings(a.Columns())
+	return t
+}
+
+// Readings are the columns of the table readings, by the archive's names for those of an object.
+func Readings(names []string) []query.Column {
+	cols := make([]query.Column, 0, len(names)+1)
+	for i, name := range names {
 		typ := query.Double
 		switch {
 		case i == tailVehicle || name == "status":
@@ -38,10 +45,9 @@ func newTailScan(a *archive.Archive, s *archive.Snapshot, threads int) *tailScan
 		case name == "signals":
 			typ = query.Map
 		}
-		t.cols = append(t.cols, query.Column{Name: name, Type: typ})
+		cols = append(cols, query.Column{Name: name, Type: typ})
 	}
-	t.cols = append(t.cols, query.Column{Name: "date", Type: query.Date})
-	return t
+	return append(cols, query.Column{Name: "date", Type: query.Date})
 }
 
 // Places of columns, as the archive orders them.

@@ -124,7 +124,7 @@ func BenchmarkInvoke(b *testing.B) {
 // BenchmarkLine is what one line of output costs.
 func BenchmarkLine(b *testing.B) {
 	r := ring{}
-	c := capture{function: "f", log: quiet(), ring: &r}
+	c := capture{to: newLines(quiet(), "f", 1<<30, newStats(nil, "f").cDropped), ring: &r}
 	c.begin("request")
 	line := append(bytes.Repeat([]byte("x"), 80), '\n')
 	b.ReportAllocs()

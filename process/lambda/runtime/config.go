@@ -42,6 +42,8 @@ type Config struct {
 	InitTimeout conf.Duration     `yaml:"init_timeout,omitempty" doc:"default 10s: then the process is started once more, within the invocation's timeout"`
 	IdleTimeout conf.Duration     `yaml:"idle_timeout,omitempty" doc:"default 5m: processes that had nothing to do for this long are ended"`
 
+	LogLines int `yaml:"log_lines,omitempty" doc:"lines a second of its output that go to the log, five seconds' worth at once; default 200; more are counted, and in Logs all the same"`
+
 	Region      string      `yaml:"-"` // default us-east-1
 	Account     string      `yaml:"-"` // default 000000000000
 	Credentials Credentials `yaml:"-"` // of the process; default: placeholders, which local endpoints accept
@@ -59,6 +61,7 @@ type Deps struct {
 const (
 	maxTimeout     = 15 * time.Minute
 	maxConcurrency = 1000
+	maxLogLines    = 100_000
 )
 
 // ARN is the function's name in full.
@@ -88,6 +91,7 @@ func (c *Config) fill() error {
 	def(&c.IdleTimeout, 5*time.Minute)
 	num(&c.MemorySize, 128)
 	num(&c.Concurrency, 10)
+	num(&c.LogLines, 200)
 	str(&c.Region, "us-east-1")
 	str(&c.Account, "000000000000")
 	if c.Credentials.AccessKeyID == "" {
@@ -118,6 +122,9 @@ func (c *Config) fill() error {
 	}
 	if c.Concurrency < 1 || c.Concurrency > maxConcurrency {
 		bad("concurrency %d: use 1 to %d", c.Concurrency, maxConcurrency)
+	}
+	if c.LogLines < 1 || c.LogLines > maxLogLines {
+		bad("log_lines %d: use 1 to %d", c.LogLines, maxLogLines)
 	}
 	for _, k := range slices.Sorted(maps.Keys(c.Environment)) {
 		switch {

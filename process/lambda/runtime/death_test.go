@@ -51,3 +51,29 @@ func TestDeath(t *testing.T) {
 	_ = cmd.Wait() // killed
 	eventually(t, "the function's process ends", func() bool { return gone(pid) })
 }
+
+// What a function's process starts ends with it: also what sets itself apart, by a session of its own and a parent that is no more.
+func TestDescendantsEnd(t *testing.T) {
+	if goruntime.GOOS != "linux" {
+		t.Skip("only on Linux are they found")
+	}
+	need(t, "setsid")
+	dir := t.TempDir()
+	script := `(setsid sh -c 'echo $$ > apart.tmp; mv apart.tmp apart; exec sleep 600' >/dev/null 2>&1 &)
+		while [ ! -f apart ]; do sleep 0.01; done
+		exit 3`
+	inv := open(t, Config{Name: "f", Code: dir, Command: []string{"sh", "-c", script}})
+	r, err := inv.Invoke(t.Context(), &Request{})
+	if err != nil || r.FunctionError == "" {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "apart"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the process that set itself apart ends", func() bool { return gone(pid) })
+}

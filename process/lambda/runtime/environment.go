@@ -30,6 +30,12 @@ var reserved = []string{
 	"AWS_LAMBDA_RUNTIME_API", "LAMBDA_TASK_ROOT", "LAMBDA_RUNTIME_DIR",
 }
 
+// Variables by which a process' descendants are found: one's value is the process's alone, the other's the server's.
+const (
+	logStreamVariable  = "AWS_LAMBDA_LOG_STREAM_NAME"
+	runtimeDirVariable = "LAMBDA_RUNTIME_DIR"
+)
+
 // environment is everything that a process sees. Of Milepost's own it gets what programs need to start: the rest may be secret.
 func environment(c *Config, p *program, dir, api, stream string) []string {
 	env := map[string]string{
@@ -46,9 +52,9 @@ func environment(c *Config, p *program, dir, api, stream string) []string {
 		"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": strconv.Itoa(c.MemorySize),
 		"AWS_LAMBDA_INITIALIZATION_TYPE":  "on-demand",
 		"AWS_LAMBDA_LOG_GROUP_NAME":       "/aws/lambda/" + c.Name,
-		"AWS_LAMBDA_LOG_STREAM_NAME":      stream,
+		logStreamVariable:                 stream,
 		"LAMBDA_TASK_ROOT":                p.root,
-		"LAMBDA_RUNTIME_DIR":              dir,
+		runtimeDirVariable:                dir,
 		"LD_LIBRARY_PATH":                 p.root + ":" + filepath.Join(p.root, "lib"),
 		"PYTHONPATH":                      dir,
 	}
@@ -88,7 +94,8 @@ func (p *program) arguments(dir string) []string {
 
 const dirPrefix = "milepost-runtime-" // the process id and a random number follow
 
-// sweepDirs removes the directories of servers that were killed: those of processes that are no more.
+// sweepDirs removes the directories of servers that were killed, those of processes that are no more, and ends what their functions have
+// left behind.
 func sweepDirs() {
 	old, err := filepath.Glob(filepath.Join(os.TempDir(), dirPrefix+"*-*"))
 	if err != nil {
@@ -97,6 +104,7 @@ func sweepDirs() {
 	for _, dir := range old {
 		owner, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), dirPrefix), "-")
 		if pid, err := strconv.Atoi(owner); err == nil && pid != os.Getpid() && ended(pid) {
+			endDescendants(runtimeDirVariable + "=" + dir)
 			_ = os.RemoveAll(dir)
 		}
 	}

@@ -23,7 +23,7 @@ func bare(idle time.Duration) (*pool, *process) {
 		stats: newStats(nil, "f"), procs: map[*process]struct{}{}, drained: make(chan struct{}),
 	}
 	p := &process{pool: pool, gone: make(chan struct{}), begun: time.Now(), timer: time.AfterFunc(time.Hour, func() {})}
-	p.out = &capture{function: "f", log: pool.log, ring: &pool.ring}
+	p.out = &capture{to: pool.lines, ring: &pool.ring}
 	pool.procs[p], pool.coming = struct{}{}, 1
 	return pool, p
 }

@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"bytes"
-	"log/slog"
 	"strconv"
 	"sync"
 	"time"
@@ -62,9 +61,8 @@ func (r *ring) since(n uint64, most int) []Line {
 // Whoever finishes an invocation drains the pipe first. What the process wrote before it answered is in the pipe by then, so that
 // no line is missing in Response.Log or appears under a later request.
 type capture struct {
-	function string
-	log      *slog.Logger
-	ring     *ring
+	to   *lines
+	ring *ring
 
 	mu      sync.Mutex // guards all below, and reading the pipe
 	drained func(read func([]byte))
@@ -180,7 +178,7 @@ func (c *capture) flush() {
 func (c *capture) line(text []byte) {
 	s := string(bytes.TrimSuffix(text, []byte("\r")))
 	c.keep(s)
-	c.log.Info("function output", "function", c.function, "request_id", c.id, "line", s)
+	c.to.write(c.id, s)
 }
 
 // own adds a line of ours, which the log of Milepost does not repeat.

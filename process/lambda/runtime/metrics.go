@@ -11,9 +11,9 @@ import (
 
 // Metrics are shared by all functions; each is a value of the label "function".
 type Metrics struct {
-	invocations, errors, throttles, timeouts, restarts, coldStarts *prometheus.CounterVec
-	seconds                                                        *prometheus.HistogramVec
-	processes                                                      *prometheus.GaugeVec
+	invocations, errors, throttles, timeouts, restarts, coldStarts, dropped *prometheus.CounterVec
+	seconds                                                                 *prometheus.HistogramVec
+	processes                                                               *prometheus.GaugeVec
 }
 
 // NewMetrics registers the metrics; reg may be nil.
@@ -29,6 +29,7 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 		timeouts:    c("timeouts", "Invocations that did not end before their deadline."),
 		restarts:    c("restarts", "Processes that ended without being told to, or were killed at a deadline."),
 		coldStarts:  c("cold_starts", "Processes started."),
+		dropped:     c("dropped_log_lines", "Lines of output that were left out of the log, because there were more than log_lines a second."),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "milepost_function_duration_seconds", Help: "Duration of invocations without the start of processes.",
 			Buckets: prometheus.ExponentialBuckets(100e-6, 2.5, 16),
@@ -38,7 +39,7 @@ func NewMetrics(reg prometheus.Registerer) (*Metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	all := []prometheus.Collector{m.invocations, m.errors, m.throttles, m.timeouts, m.restarts, m.coldStarts, m.seconds, m.processes}
+	all := []prometheus.Collector{m.invocations, m.errors, m.throttles, m.timeouts, m.restarts, m.coldStarts, m.dropped, m.seconds, m.processes}
 	for i, c := range all {
 		if err := reg.Register(c); err != nil {
 			for _, c := range all[:i] {
@@ -60,9 +61,9 @@ type stats struct {
 
 	m *Metrics
 	// m's counters for this function, looked up once
-	cInvokes, cErrors, cThrottles, cTimeouts, cRestarts, cColds prometheus.Counter
-	seconds                                                     prometheus.Observer
-	processes                                                   prometheus.Gauge
+	cInvokes, cErrors, cThrottles, cTimeouts, cRestarts, cColds, cDropped prometheus.Counter
+	seconds                                                               prometheus.Observer
+	processes                                                             prometheus.Gauge
 }
 
 func newStats(m *Metrics, function string) *stats {
@@ -72,7 +73,7 @@ func newStats(m *Metrics, function string) *stats {
 	return &stats{
 		m: m, cInvokes: m.invocations.WithLabelValues(function), cErrors: m.errors.WithLabelValues(function),
 		cThrottles: m.throttles.WithLabelValues(function), cTimeouts: m.timeouts.WithLabelValues(function),
-		cRestarts: m.restarts.WithLabelValues(function), cColds: m.coldStarts.WithLabelValues(function),
+		cRestarts: m.restarts.WithLabelValues(function), cColds: m.coldStarts.WithLabelValues(function), cDropped: m.dropped.WithLabelValues(function),
 		seconds: m.seconds.WithLabelValues(function), processes: m.processes.WithLabelValues(function),
 	}
 }

@@ -20,8 +20,9 @@ type pool struct {
 	prog *program
 	dir  string // LAMBDA_RUNTIME_DIR
 	*stats
-	ring ring
-	wg   sync.WaitGroup // of process.run
+	ring  ring
+	lines *lines
+	wg    sync.WaitGroup // of process.run
 
 	mu       sync.Mutex // guards all below, and the fields of processes and calls that say so
 	inflight int        // calls of Invoke
@@ -62,8 +63,9 @@ func newPool(c Config, d Deps) (*pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	st := newStats(d.Metrics, c.Name)
 	return &pool{
-		cfg: c, arn: c.ARN(), log: d.Log, prog: prog, dir: dir, stats: newStats(d.Metrics, c.Name),
+		cfg: c, arn: c.ARN(), log: d.Log, prog: prog, dir: dir, stats: st, lines: newLines(d.Log, c.Name, c.LogLines, st.cDropped),
 		procs: map[*process]struct{}{}, drained: make(chan struct{}),
 	}, nil
 }
@@ -269,6 +271,7 @@ func (p *pool) Close(ctx context.Context) error {
 	}
 	p.mu.Unlock()
 	p.wg.Wait()
+	p.lines.close()
 	<-p.drained // now that no process is left, every Invoke returns
 	return errors.Join(err, os.RemoveAll(p.dir))
 }

@@ -321,7 +321,7 @@ func FuzzCapture(f *testing.F) {
 	f.Fuzz(func(t *testing.T, out []byte, step int) {
 		lines := func(step int) []string {
 			var r ring
-			c := capture{log: quiet(), ring: &r}
+			c := capture{to: newLines(quiet(), "f", 100, newStats(nil, "f").cDropped), ring: &r}
 			for at := 0; at < len(out); at += step {
 				c.write(out[at:min(at+step, len(out))])
 			}

@@ -128,7 +128,7 @@ func (p *process) run() {
 	defer goruntime.UnlockOSThread()
 	began := time.Now()
 	stream := logStream(began)
-	p.out = &capture{function: p.pool.cfg.Name, log: p.pool.log, ring: &p.pool.ring}
+	p.out = &capture{to: p.pool.lines, ring: &p.pool.ring}
 	p.exited(p.live(began, stream))
 }
 
@@ -177,6 +177,7 @@ func (p *process) live(began time.Time, stream string) (how error, started bool)
 	p.pid, p.over = 0, true
 	pool.mu.Unlock()
 	err = cmd.Wait()
+	endDescendants(logStreamVariable + "=" + stream) // what has left the group too
 	p.out.read()
 	return err, true
 }

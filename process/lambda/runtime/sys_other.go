@@ -12,6 +12,7 @@ const canRun = false
 
 func own() *syscall.SysProcAttr { return nil }
 func awaitExit(int)             {}
+func endDescendants(string)     {}
 func peakMemory(int) int64      { return 0 }
 func signalGroup(int, bool)     {}
 func ended(int) bool            { return false }

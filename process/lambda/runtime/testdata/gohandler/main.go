@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -58,6 +59,13 @@ func main() {
 		lambda.Start(about)
 	case "echo":
 		lambda.Start(func(_ context.Context, e json.RawMessage) (json.RawMessage, error) { return e, nil })
+	case "print":
+		lambda.Start(func(_ context.Context, e struct{ Lines int }) error {
+			for i := range e.Lines {
+				fmt.Println("line", i)
+			}
+			return nil
+		})
 	case "error":
 		lambda.Start(func(context.Context) error { return errors.New("böse") })
 	case "panic":
