@@ -43,6 +43,7 @@ func runDemo(ctx context.Context, e *env, args []string) error {
 	cfg.HTTP.Listen = orFree(ctx, *listen)
 	cfg.MQTT.Listen = orFree(ctx, cfg.MQTT.Listen)
 	cfg.Kinesis.Listen = orFree(ctx, cfg.Kinesis.Listen)
+	cfg.MQTT.MaxConnections = max(1000, 2**vehicles)
 	cfg.Log.Level = "warn"
 	log := newLogger(e.stderr, cfg.Log)
 	s, err := openServer(ctx, cfg, vfs.Disk, log)
