@@ -176,10 +176,12 @@ func (m *mapping) putOff(s segment) error {
 	if err != nil {
 		return err
 	}
+	sp.note(1)
 	if err := l.pass(tip, func(tx state.Tx) error {
 		tx.Sync()
 		return tx.Set(sp.key(&r), v)
 	}); err != nil {
+		sp.note(-1)
 		return err
 	}
 	l.at = l.checkpoint
@@ -202,8 +204,9 @@ type spill struct {
 	s    *shardRun
 	wake chan struct{} // holds a token when there is something new
 
-	mu     sync.Mutex // guards the three below
+	mu     sync.Mutex // guards the four below
 	ranges []spillRange
+	noting int   // ranges that lanes are about to add: their checkpoints may have moved already
 	lane   *lane // of the range that it is at, or was last
 	total  Counters
 }
@@ -225,15 +228,25 @@ func (sp *spill) activeKey() []byte {
 	return sp.s.f.keeper().shardKey(sp.s.info.ID, "spilling", spillSlot)
 }
 
+// left counts the ranges, and those that are about to be one. A lane that has reached the shard's end by putting off what was left has
+// been counted here before.
 func (sp *spill) left() int {
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
-	return len(sp.ranges)
+	return len(sp.ranges) + sp.noting
 }
 
+func (sp *spill) note(n int) {
+	sp.mu.Lock()
+	sp.noting += n
+	sp.mu.Unlock()
+}
+
+// add takes a range that was noted.
 func (sp *spill) add(r spillRange) {
 	sp.mu.Lock()
 	sp.ranges = append(sp.ranges, r)
+	sp.noting--
 	sp.mu.Unlock()
 	sp.poke()
 }

@@ -406,15 +406,24 @@ func (s *shardRun) runLanes(n int, at []stream.Position, until stream.Position) 
 	return true
 }
 
-// behind says which lane has not reached tip.
+// behind says what has not reached tip: a lane, or what lanes have put off.
 func (s *shardRun) behind(tip stream.Position) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if b, err := s.lanesBehind(tip); b != "" || err != nil {
+		return b, err
+	}
+	// Only now: a lane may have got there by putting off the rest.
 	if s.spill != nil {
 		if n := s.spill.left(); n > 0 {
 			return fmt.Sprintf("%s on %s has %d ranges to catch up with", s.f.name, s.info.ID, n), nil
 		}
 	}
+	return "", nil
+}
+
+// lanesBehind says which lane has not reached tip. The caller holds s.mu.
+func (s *shardRun) lanesBehind(tip stream.Position) (string, error) {
 	if s.phase == finished || tip == "" {
 		return "", nil
 	}
