@@ -446,6 +446,9 @@ func TestSpecSessionsKeepMessages(t *testing.T) {
 	sub := w.joined(packet.V311, "sub", stay)
 	sub.subscribe(1, packet.Filter{Filter: []byte("fleet/v1/commands"), QoS: 1})
 	_ = sub.conn.Close()
+	for w.connections() != 0 { // else the message may be sent to the old connection, and again with DUP
+		time.Sleep(time.Millisecond)
+	}
 	pub := w.joined(packet.V311, "pub")
 	pub.publish5(packet.Publish{Topic: []byte("fleet/v1/commands"), QoS: 1, ID: 1, Payload: []byte("unlock")})
 	pub.wantAnswer(packet.PUBACK, 1, 0)
