@@ -122,8 +122,8 @@ func TestCutHalfOpen(t *testing.T) {
 	for len(w.stored()) != 2 { // the reading and the will
 		watch.ping()
 	}
-	if n := w.admit.InFlight(); n != 0 {
-		t.Errorf("%d bytes are in flight", n)
+	for w.admit.InFlight() != 0 { // given back right after the log has it; the watcher's deadline fails the test if it never is
+		watch.ping()
 	}
 }
 
