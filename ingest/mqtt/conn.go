@@ -215,12 +215,17 @@ func (c *conn) signal() {
 
 // await waits until f, which is called with mu held, is true, or the connection has ended, or ctx ends.
 func (c *conn) await(ctx context.Context, f func() bool) bool {
+	ended := false
+	return c.awaitAnyway(ctx, func() bool {
+		ended = c.ended
+		return ended || f()
+	}) && !ended
+}
+
+// awaitAnyway is await even if the connection ends meanwhile.
+func (c *conn) awaitAnyway(ctx context.Context, f func() bool) bool {
 	for {
 		c.mu.Lock()
-		if c.ended {
-			c.mu.Unlock()
-			return false
-		}
 		if f() {
 			c.mu.Unlock()
 			return true

@@ -354,23 +354,11 @@ func (c *conn) settleExact(s *scratch) error {
 // settledAll waits until all that was submitted is durable, even if the connection ends meanwhile: the messages are stored, and must be
 // published and noted too, or a client that comes back and sends them again would have them stored twice. It tells whether they are.
 func (c *conn) settledAll() bool {
-	for {
-		c.mu.Lock()
-		if c.unstored || c.acks.len() == 0 {
-			defer c.mu.Unlock()
-			return !c.unstored
-		}
-		if c.changed == nil {
-			c.changed = make(chan struct{})
-		}
-		changed := c.changed
-		c.mu.Unlock()
-		select {
-		case <-changed:
-		case <-c.server.ctx.Done():
-			return false
-		}
-	}
+	stored := false
+	return c.awaitAnyway(c.server.ctx, func() bool {
+		stored = !c.unstored
+		return c.unstored || c.acks.len() == 0
+	}) && stored
 }
 
 // Settled implements ingest.Owner: what was submitted is durable, or will not be.
