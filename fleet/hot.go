@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"encoding/binary"
-	"math"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -64,8 +63,8 @@ func (v *vehicle) encode(buf []byte, cat *telemetry.Catalog, set *rule.Set) []by
 	buf = binary.AppendVarint(buf, v.arrival)
 	buf = binary.AppendVarint(buf, v.interval)
 	buf = binary.AppendVarint(buf, v.placeTime)
-	buf = binary.LittleEndian.AppendUint64(buf, math.Float64bits(v.lat))
-	buf = binary.LittleEndian.AppendUint64(buf, math.Float64bits(v.lon))
+	buf = binenc.AppendFloat(buf, v.lat)
+	buf = binenc.AppendFloat(buf, v.lon)
 	buf = binary.AppendVarint(buf, v.statusAt)
 	buf = binenc.AppendText(buf, v.status)
 	buf = binary.AppendUvarint(buf, v.readings)
@@ -83,7 +82,7 @@ func (v *vehicle) encode(buf []byte, cat *telemetry.Catalog, set *rule.Set) []by
 		}
 		buf = binenc.AppendText(buf, cat.Def(telemetry.SignalID(id)).Name) //nolint:gosec // bounded by MaxSignals
 		buf = binary.AppendVarint(buf, v.newest-t)
-		buf = binary.LittleEndian.AppendUint64(buf, math.Float64bits(v.values.V[id]))
+		buf = binenc.AppendFloat(buf, v.values.V[id])
 	}
 	buf = appendSightings(buf, v.open)
 	if version == vehicleWithWindows {

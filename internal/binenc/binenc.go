@@ -88,10 +88,10 @@ func (r *Reader) Fixed64() uint64 {
 // Float reads what AppendFloat wrote.
 func (r *Reader) Float() float64 { return math.Float64frombits(r.Fixed64()) }
 
-// Bytes returns a view of the next bytes after their length.
+// Bytes returns a view of the next bytes after their length. What is appended to it does not touch what follows.
 func (r *Reader) Bytes() []byte {
 	n := r.Count(1)
-	v := r.B[:n]
+	v := r.B[:n:n]
 	r.B = r.B[n:]
 	return v
 }
@@ -99,8 +99,8 @@ func (r *Reader) Bytes() []byte {
 // Text reads what AppendText wrote.
 func (r *Reader) Text() string { return string(r.Bytes()) }
 
-// AppendText appends a text's length and the text.
-func AppendText(dst []byte, s string) []byte {
+// AppendText appends a text's length and the text, which may be bytes.
+func AppendText[T ~string | ~[]byte](dst []byte, s T) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
 }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/milepost/milepost/internal/binenc"
 )
 
 // A message is shared by all who get it and never changes.
@@ -85,14 +87,14 @@ func appendMessage(dst []byte, topic, payload, properties []byte, deadline int64
 	}
 	dst = append(dst, messageFormat, flags)
 	dst = binary.AppendUvarint(dst, uint64(deadline))
-	dst = appendBytes(dst, topic)
-	dst = appendBytes(dst, properties)
+	dst = binenc.AppendText(dst, topic)
+	dst = binenc.AppendText(dst, properties)
 	dst = binary.AppendUvarint(dst, uint64(len(ids)))
 	for _, id := range ids {
 		dst = binary.AppendUvarint(dst, uint64(id))
 	}
 	if share != "" {
-		dst = appendBytes(dst, []byte(share))
+		dst = binenc.AppendText(dst, share)
 	}
 	return append(dst, payload...)
 }
@@ -108,72 +110,37 @@ func messageFlags(qos byte, retain bool, m *message) byte {
 	return f
 }
 
-func appendBytes(dst, b []byte) []byte {
-	return append(binary.AppendUvarint(dst, uint64(len(b))), b...)
-}
-
 // parseMessage copies v.
 func parseMessage(v []byte) (e entry, err error) {
-	r := reader{append([]byte(nil), v...)}
-	format, flags := r.byte(), r.byte()
+	r := reader(append([]byte(nil), v...))
+	format, flags := r.Byte(), r.Byte()
 	if format != messageFormat || flags&flagsUnassigned != 0 || flags&3 == 3 {
 		return entry{}, fmt.Errorf("message of format %d with flags %#x: %w", format, flags, errStored)
 	}
 	m := &message{
-		deadline: int64(r.number()), topic: r.bytes(), properties: r.bytes(),
+		deadline: int64(r.Uvarint()), topic: r.Bytes(), properties: r.Bytes(),
 		qos: flags >> publishedShift & 3, retain: flags&flagPublished != 0,
 	}
-	n := r.number()
-	if n > uint64(len(r.b)) {
+	n := r.Uvarint()
+	if n > uint64(len(r.B)) {
 		return entry{}, fmt.Errorf("message with %d subscription identifiers: %w", n, errStored)
 	}
 	for range n {
-		e.ids = append(e.ids, uint32(r.number()))
+		e.ids = append(e.ids, uint32(r.Uvarint()))
 	}
 	if flags&flagShared != 0 {
-		e.share = string(r.bytes())
+		e.share = r.Text()
 	}
-	if r.b == nil {
+	if r.Err != nil {
 		return entry{}, fmt.Errorf("message is cut short: %w", errStored)
 	}
-	m.payload = r.b
+	m.payload = r.B
 	e.m, e.qos, e.retain, e.size = m, flags&3, flags&flagRetain != 0, uint32(m.size())
 	return e, nil
 }
 
-// A reader takes stored bytes apart. After an error b is nil and everything else empty.
-type reader struct{ b []byte }
-
-func (r *reader) byte() byte {
-	if len(r.b) == 0 {
-		r.b = nil
-		return 0
-	}
-	c := r.b[0]
-	r.b = r.b[1:]
-	return c
-}
-
-func (r *reader) number() uint64 {
-	n, w := binary.Uvarint(r.b)
-	if w <= 0 {
-		r.b = nil
-		return 0
-	}
-	r.b = r.b[w:]
-	return n
-}
-
-func (r *reader) bytes() []byte {
-	n := r.number()
-	if r.b == nil || n > uint64(len(r.b)) {
-		r.b = nil
-		return nil
-	}
-	v := r.b[:n:n]
-	r.b = r.b[n:]
-	return v
-}
+// reader takes stored bytes apart. After an error everything else is empty.
+func reader(b []byte) binenc.Reader { return binenc.Reader{B: b, Damaged: errStored} }
 
 // A deque is a queue that gives its memory back.
 type deque[T any] struct {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/milepost/milepost/internal/binenc"
 	"github.com/milepost/milepost/state"
 )
 
@@ -41,8 +42,8 @@ func appendRecord(dst []byte, c *client) []byte {
 		flags |= flagDead
 	}
 	dst = append(dst, recordFormat, flags)
-	dst = appendBytes(dst, []byte(c.id))
-	dst = appendBytes(dst, []byte(c.device))
+	dst = binenc.AppendText(dst, c.id)
+	dst = binenc.AppendText(dst, c.device)
 	dst = binary.AppendUvarint(dst, uint64(c.expiry))
 	left := uint64(0)
 	if c.conn == nil {
@@ -52,33 +53,33 @@ func appendRecord(dst []byte, c *client) []byte {
 	if w := c.will; w != nil {
 		dst = binary.AppendUvarint(dst, uint64(w.Delay))
 		dst = binary.AppendUvarint(dst, uint64(w.Message.Expiry))
-		dst = appendBytes(dst, w.Message.Topic)
-		dst = appendBytes(dst, w.Message.Properties)
-		dst = appendBytes(dst, w.Message.Payload)
+		dst = binenc.AppendText(dst, w.Message.Topic)
+		dst = binenc.AppendText(dst, w.Message.Properties)
+		dst = binenc.AppendText(dst, w.Message.Payload)
 	}
 	return dst
 }
 
 // parseRecord fills in c; left is zero if the session had a connection.
 func parseRecord(v []byte, c *client) error {
-	r := reader{bytes.Clone(v)}
-	format, flags := r.byte(), r.byte()
+	r := reader(bytes.Clone(v))
+	format, flags := r.Byte(), r.Byte()
 	if format != recordFormat {
 		return fmt.Errorf("session of format %d: %w", format, errStored)
 	}
-	c.id, c.device = string(r.bytes()), string(r.bytes())
-	c.expiry, c.dead = uint32(r.number()), flags&flagDead != 0
-	if left := r.number(); left != 0 {
+	c.id, c.device = r.Text(), r.Text()
+	c.expiry, c.dead = uint32(r.Uvarint()), flags&flagDead != 0
+	if left := r.Uvarint(); left != 0 {
 		c.left = time.Unix(int64(left), 0)
 	}
 	if flags&flagWill != 0 {
-		c.will = &Will{Delay: uint32(r.number()), Message: Message{
+		c.will = &Will{Delay: uint32(r.Uvarint()), Message: Message{
 			QoS: flags >> willQoSShift & 3, Retain: flags&flagWillRetain != 0,
-			Expires: flags&flagWillExpires != 0, Expiry: uint32(r.number()),
-			Topic: r.bytes(), Properties: r.bytes(), Payload: r.bytes(),
+			Expires: flags&flagWillExpires != 0, Expiry: uint32(r.Uvarint()),
+			Topic: r.Bytes(), Properties: r.Bytes(), Payload: r.Bytes(),
 		}}
 	}
-	if r.b == nil || c.id == "" || flags>>willQoSShift&3 == 3 {
+	if r.Err != nil || c.id == "" || flags>>willQoSShift&3 == 3 {
 		return fmt.Errorf("session is cut short: %w", errStored)
 	}
 	return nil
@@ -96,13 +97,13 @@ func appendSub(dst []byte, s *sub) []byte {
 }
 
 func parseSub(c *client, filter, v []byte) (*sub, error) {
-	r := reader{bytes.Clone(v)}
-	flags := r.byte()
+	r := reader(bytes.Clone(v))
+	flags := r.Byte()
 	s := &sub{
 		c: c, filter: string(filter), qos: flags & 3, noLocal: flags&flagNoLocal != 0, asPublished: flags&flagAsPublished != 0,
-		id: uint32(r.number()),
+		id: uint32(r.Uvarint()),
 	}
-	if _, _, err := CheckFilter(s.filter); err != nil || r.b == nil || s.qos == 3 {
+	if _, _, err := CheckFilter(s.filter); err != nil || r.Err != nil || s.qos == 3 {
 		return nil, fmt.Errorf("subscription to %q: %w", filter, errStored)
 	}
 	return s, nil
