@@ -3,9 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -14,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"os"
 	"sync"
@@ -160,16 +156,7 @@ func (d *benchDevice) prepare(cfg *devicesConfig, roots *x509.CertPool, n int) e
 	if roots == nil {
 		return nil
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(now.UnixNano()), Subject: pkix.Name{CommonName: d.id}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour),
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	der, key, err := benchSelfSigned(&x509.Certificate{Subject: pkix.Name{CommonName: d.id}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	if err != nil {
 		return err
 	}
@@ -193,19 +180,7 @@ func (d *benchDevice) connect(ctx context.Context) error {
 		conn = tls.Client(conn, d.tls)
 	}
 	_ = conn.SetDeadline(time.Now().Add(connectPatience))
-	flags := byte(2) // clean session
-	if d.cfg.Backlog > 0 {
-		flags = 0
-	}
-	p := append([]byte{0x10, byte(12 + len(d.id)), 0, 4, 'M', 'Q', 'T', 'T', 4, flags, 0, 0, 0, byte(len(d.id))}, d.id...)
-	var ack [4]byte
-	if _, err = conn.Write(p); err == nil {
-		_, err = io.ReadFull(conn, ack[:])
-	}
-	if err == nil && (ack[0] != 0x20 || ack[3] != 0) {
-		err = fmt.Errorf("connection refused with code %d", ack[3])
-	}
-	if err != nil {
+	if err := sayConnect(conn, conn, d.id, d.cfg.Backlog == 0); err != nil {
 		conn.Close() //nolint:errcheck,gosec // already failed
 		return fmt.Errorf("%s: %w", d.id, err)
 	}

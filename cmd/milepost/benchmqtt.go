@@ -25,23 +25,33 @@ func dialMQTT(ctx context.Context, addr, clientID string) (*mqttLink, error) {
 		return nil, err
 	}
 	l := &mqttLink{conn, bufio.NewReaderSize(conn, 4<<10)}
-	body := append([]byte{0, 4, 'M', 'Q', 'T', 'T', 4, 2, 0, 0}, binary.BigEndian.AppendUint16(nil, uint16(len(clientID)))...) //nolint:gosec // short
-	body = append(body, clientID...)
-	p := append([]byte{0x10}, appendRemaining(nil, len(body))...)
-	if _, err := conn.Write(append(p, body...)); err != nil {
+	if err := sayConnect(conn, l.r, clientID, true); err != nil {
 		conn.Close() //nolint:errcheck,gosec // already failed
 		return nil, err
 	}
+	return l, nil
+}
+
+// sayConnect sends CONNECT and waits for CONNACK. There is no keep alive.
+func sayConnect(w io.Writer, r io.Reader, clientID string, clean bool) error {
+	flags := byte(0)
+	if clean {
+		flags = 2
+	}
+	body := append([]byte{0, 4, 'M', 'Q', 'T', 'T', 4, flags, 0, 0}, binary.BigEndian.AppendUint16(nil, uint16(len(clientID)))...) //nolint:gosec // short
+	body = append(body, clientID...)
+	p := append([]byte{0x10}, appendRemaining(nil, len(body))...)
+	if _, err := w.Write(append(p, body...)); err != nil {
+		return err
+	}
 	var ack [4]byte
-	if _, err := io.ReadFull(l.r, ack[:]); err != nil {
-		conn.Close() //nolint:errcheck,gosec // already failed
-		return nil, fmt.Errorf("connack: %w", err)
+	if _, err := io.ReadFull(r, ack[:]); err != nil {
+		return fmt.Errorf("connack: %w", err)
 	}
 	if ack[0] != 0x20 || ack[3] != 0 {
-		conn.Close() //nolint:errcheck,gosec // already failed
-		return nil, fmt.Errorf("connection refused with code %d", ack[3])
+		return fmt.Errorf("connection refused with code %d", ack[3])
 	}
-	return l, nil
+	return nil
 }
 
 // appendPublish appends a PUBLISH packet; id 0 means QoS 0.

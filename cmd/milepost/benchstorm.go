@@ -314,18 +314,20 @@ func (c *crowd) leave() {
 	}
 }
 
-// benchCertificate makes a certificate for localhost.
-func benchCertificate(dir string) (cert, key, roots string, err error) {
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return "", "", "", err
+// benchSelfSigned makes a key, and a certificate for it after the template, for a day.
+func benchSelfSigned(template *x509.Certificate) (der []byte, key *ecdsa.PrivateKey, err error) {
+	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		return nil, nil, err
 	}
 	now := time.Now()
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(now.UnixNano()), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(24 * time.Hour),
-		DNSNames: []string{"localhost"}, IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
+	template.SerialNumber, template.NotBefore, template.NotAfter = big.NewInt(now.UnixNano()), now.Add(-time.Hour), now.Add(24*time.Hour)
+	der, err = x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	return der, key, err
+}
+
+// benchCertificate makes a certificate for localhost.
+func benchCertificate(dir string) (cert, key, roots string, err error) {
+	der, private, err := benchSelfSigned(&x509.Certificate{DNSNames: []string{"localhost"}, IsCA: true, BasicConstraintsValid: true})
 	if err != nil {
 		return "", "", "", err
 	}
