@@ -215,11 +215,7 @@ func (c *RulesConfig) specs() ([]rule.Spec, error) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Change)) {
 		if !slices.Contains(names, name) {
-			msg := fmt.Sprintf("rules.change.%s: there is no such shipped rule", name)
-			if near := nearest.Word(name, names); near != "" {
-				msg += "; did you mean " + near + "?"
-			}
-			return nil, errors.New(msg)
+			return nil, fmt.Errorf("rules.change.%s: there is no such shipped rule%s", name, nearest.Hint(name, names))
 		}
 	}
 	return append(specs, c.Custom...), nil

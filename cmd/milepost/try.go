@@ -265,8 +265,8 @@ func (t *trial) put(ctx context.Context) (watched []string, err error) {
 // known says which streams there are.
 func (t *trial) known(name string) string {
 	names := append(slices.Sorted(maps.Keys(t.s.cfg.Streams)), readingsStream, deadStream)
-	if near := nearest.Word(name, names); near != "" {
-		return fmt.Sprintf("; did you mean %s?", near)
+	if hint := nearest.Hint(name, names); hint != "" {
+		return hint
 	}
 	return ": name it under streams:; there are " + strings.Join(names, ", ")
 }
