@@ -113,11 +113,7 @@ func New(cfg Config) (*Windows, error) {
 	if err := w.bindAll(); err != nil {
 		return nil, err
 	}
-	if cfg.Stream == window.Readings {
-		w.dedups = true
-	} else if w.unique != "" {
-		w.dedups = true
-	}
+	w.dedups = cfg.Stream == window.Readings || w.unique != ""
 	return w, w.register()
 }
 
