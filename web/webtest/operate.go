@@ -1,7 +1,6 @@
 package webtest
 
 import (
-	"crypto/subtle"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -10,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/milepost/milepost/internal/bearer"
 	"github.com/milepost/milepost/process"
 	"github.com/milepost/milepost/process/lambda"
 )
@@ -157,16 +157,27 @@ func (o *Operations) Handler(next http.Handler) http.Handler {
 		answer(w, http.StatusOK, map[string]any{"invocations": tails})
 	})
 	handle("functions", "POST /v1/functions/{name}/{action}", o.operate)
-	handle("commands", "GET /v1/vehicles/{id}/commands", o.listCommands)
-	handle("commands", "POST /v1/vehicles/{id}/commands", o.issue)
-	handle("commands", "DELETE /v1/vehicles/{id}/commands/{command}", o.cancel)
+	handle("commands", "GET /v1/vehicles/{id}/commands", o.asking(o.listCommands))
+	handle("commands", "POST /v1/vehicles/{id}/commands", o.asking(o.issue))
+	handle("commands", "DELETE /v1/vehicles/{id}/commands/{command}", o.asking(o.cancel))
 	mux.Handle("/", next)
 	return mux
 }
 
 func (o *Operations) authorized(r *http.Request) bool {
-	_, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	return o.Token == "" || subtle.ConstantTimeCompare([]byte(given), []byte(o.Token)) == 1
+	token := bearer.New(o.Token)
+	return token.Allows(r)
+}
+
+// asking answers requests that bring the token, as the API of commands does.
+func (o *Operations) asking(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !o.authorized(r) {
+			refuse(w, http.StatusUnauthorized, "send the token: Authorization: Bearer <token>")
+			return
+		}
+		next(w, r)
+	}
 }
 
 // operate answers as lambda.Registry.Operations behind the program's guard does.
@@ -225,10 +236,6 @@ func (o *Operations) operate(w http.ResponseWriter, r *http.Request) {
 }
 
 func (o *Operations) listCommands(w http.ResponseWriter, r *http.Request) {
-	if !o.authorized(r) {
-		refuse(w, http.StatusUnauthorized, "send the token: Authorization: Bearer <token>")
-		return
-	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	out := []command{}
@@ -241,10 +248,6 @@ func (o *Operations) listCommands(w http.ResponseWriter, r *http.Request) {
 }
 
 func (o *Operations) issue(w http.ResponseWriter, r *http.Request) {
-	if !o.authorized(r) {
-		refuse(w, http.StatusUnauthorized, "send the token: Authorization: Bearer <token>")
-		return
-	}
 	var q struct {
 		Name      string          `json:"name"`
 		Payload   json.RawMessage `json:"payload"`
@@ -279,10 +282,6 @@ func (o *Operations) issue(w http.ResponseWriter, r *http.Request) {
 }
 
 func (o *Operations) cancel(w http.ResponseWriter, r *http.Request) {
-	if !o.authorized(r) {
-		refuse(w, http.StatusUnauthorized, "send the token: Authorization: Bearer <token>")
-		return
-	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for i := range o.commands {
